@@ -1,0 +1,216 @@
+"""Reading pictures of any kind into [0, 1] and writing results that are never half there."""
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import FlowmendError
+from .pixels import from_bytes, to_bytes
+
+__all__ = [
+    "PICTURES",
+    "atomic_path",
+    "find_pictures",
+    "read_image",
+    "read_picture",
+    "resize_and_crop",
+    "save_array",
+    "save_image",
+    "writing",
+]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+LARGEST_PIXELS = 200_000_000
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one sentence about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FlowmendError(f"Cannot write '{path}': {reason}.") from error
+    except RuntimeError as error:  # safetensors reports a full disk this way
+        raise FlowmendError(f"Cannot write '{path}': {error}.") from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary file beside ``path`` that takes its place only when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def find_pictures(inputs: Iterable[str | Path], arrays: bool = False) -> list[Path]:
+    """Lists the pictures among files and folders (searched to any depth), in a fixed order.
+
+    Args:
+        inputs: Files, taken whatever their ending, and folders.
+        arrays: Whether ``.npy`` files in folders count too; one beside a picture of the same name
+            stands for it.
+
+    Raises:
+        FlowmendError: If something does not exist or a folder holds no picture.
+    """
+    found: list[Path] = []
+    endings = (*PICTURES, ".npy") if arrays else PICTURES
+    for item in map(Path, inputs):
+        if item.is_dir():
+            inside = sorted(
+                path
+                for path in item.rglob("*")
+                if path.suffix.lower() in endings
+                and not path.name.startswith(".")
+                and path.is_file()
+            )
+            lossless = {path.with_suffix("") for path in inside if path.suffix == ".npy"}
+            inside = [p for p in inside if p.suffix == ".npy" or p.with_suffix("") not in lossless]
+            if not inside:
+                raise FlowmendError(f"The folder '{item}' holds no pictures ({' '.join(endings)}).")
+            found.extend(inside)
+        elif item.exists():
+            found.append(item)
+        else:
+            raise FlowmendError(f"'{item}' does not exist.")
+    return list(dict.fromkeys(found))
+
+
+def _to_eight_bit(picture: Image.Image) -> Image.Image:
+    """Any mode Pillow opens, as L or RGB; 16-bit grey is scaled, transparency goes on white."""
+    if picture.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise FlowmendError("it holds values that are not finite")
+        top = 1.0 if picture.mode == "F" and values.max() <= 1.0 else 65535.0
+        top = 255.0 if picture.mode == "I" and values.max() <= 255 else top
+        return Image.fromarray((values / top * 255.0).round().clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    if picture.mode in ("1", "L"):
+        return picture.convert("L")
+    return picture.convert("RGB")
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Opens a picture as 8-bit grey or RGB, turned upright.
+
+    Grey stays grey; 16-bit is scaled to 8, CMYK and palettes become RGB, transparent parts are
+    put on white.
+
+    Raises:
+        FlowmendError: If it is no picture, is cut short, or has more than 200 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                if math.prod(picture.size) > LARGEST_PIXELS:
+                    raise FlowmendError(
+                        f"it has {picture.size[0]} x {picture.size[1]} pixels, more than the "
+                        f"{LARGEST_PIXELS:,} this program reads"
+                    )
+                picture.load()
+                return _to_eight_bit(ImageOps.exif_transpose(picture))
+    except FlowmendError as error:
+        raise FlowmendError(f"Cannot use '{path}': {error}.") from error
+    except UnidentifiedImageError as error:
+        raise FlowmendError(f"'{path}' is not a picture this program can read.") from error
+    except Image.DecompressionBombError as error:
+        raise FlowmendError(f"Cannot use '{path}': it has far too many pixels.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise FlowmendError(f"Cannot read '{path}' ({error}): is the file damaged?") from error
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    values = torch.from_numpy(np.array(picture))
+    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+    return from_bytes(values.contiguous())
+
+
+def _read_array(path: Path) -> Tensor:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise FlowmendError(
+            f"Cannot read '{path}': it is no plain array of numbers ({error})."
+        ) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        raise FlowmendError(f"Cannot use '{path}': it holds no real numbers.")
+    if values.dtype.kind in "iub":
+        raise FlowmendError(
+            f"Cannot use '{path}': arrays must be floating-point, in [0, 1], not {values.dtype}."
+        )
+    if values.size == 0 or not np.isfinite(values).all():
+        raise FlowmendError(f"Cannot use '{path}': it is empty or holds NaN or infinite values.")
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Reads a picture (C, H, W) in [0, 1], or the array of a ``.npy`` file as it is.
+
+    Raises:
+        FlowmendError: With the reason the file cannot be used.
+    """
+    path = Path(path)
+    return _read_array(path) if path.suffix == ".npy" else _to_tensor(read_picture(path))
+
+
+def resize_and_crop(picture: Image.Image, height: int, width: int, channels: int = 3) -> Tensor:
+    """Brings a picture to a size as the paper does: shorter side resized, centre cropped.
+
+    Bilinear with antialiasing, to the smallest size that covers (height, width).
+
+    Returns:
+        The image (C, height, width) in [0, 1], on the 8-bit grid.
+
+    Raises:
+        FlowmendError: If its shape is so extreme that the resized picture would not fit.
+    """
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    ratio = max(height / picture.height, width / picture.width)
+    size = (max(width, int(picture.width * ratio)), max(height, int(picture.height * ratio)))
+    if math.prod(size) > LARGEST_PIXELS:
+        raise FlowmendError(f"it is far too long and narrow ({picture.width} x {picture.height})")
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return _to_tensor(picture.crop((left, top, left + width, top + height)))
+
+
+def save_image(path: str | Path, image: Tensor) -> Path:
+    """Writes an image (C, H, W) in [0, 1] as an 8-bit PNG."""
+    path = Path(path)
+    levels = to_bytes(image.detach().cpu()).permute(1, 2, 0).numpy()
+    levels = levels[..., 0] if levels.shape[-1] == 1 else levels
+    with writing(path), atomic_path(path) as temporary:
+        Image.fromarray(levels).save(temporary, format="PNG")
+    return path
+
+
+def save_array(path: str | Path, values: Tensor) -> Path:
+    """Writes a tensor as a lossless ``.npy`` file."""
+    path = Path(path)
+    with writing(path), atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values.detach().cpu().numpy())
+    return path

@@ -1,0 +1,235 @@
+"""The multi-scale flow of the paper's Fig. 2, and the configurations it comes in."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FlowmendError
+from .bijection import Bijection, Chain
+from .coupling import AffineCoupling
+from .layers import ActNorm, InvertibleConv1x1, Squeeze
+
+__all__ = ["PRESETS", "FlowConfig", "MultiscaleFlow", "build_flow", "preset"]
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The architecture of a flow; saved inside every weights file.
+
+    Args:
+        height: Image height, divisible by 2 to the number of scales.
+        width: Image width, likewise.
+        channels: Image channels.
+        bits: Bits per channel of the training images.
+        steps: Flow steps at each scale, finest first; its length is the number of scales L.
+        split: For each scale, whether half of its channels leave as latents at its end.
+        hidden: Hidden channels of the coupling networks, one number, or one for each scale.
+        depth: Convolutions in a coupling network.
+        permutation: ``"swap"`` or ``"conv1x1"`` (the invertible convolutions of Glow).
+        scale: ``"sigmoid"`` or ``"bounded"``, see :class:`~flowmend.flow.coupling.AffineCoupling`.
+        positional: Whether coupling networks know where on the image they are.
+        whiten: Whether the images of the training set are whitened before the first step.
+
+    Raises:
+        FlowmendError: If a value makes no flow; the message names it.
+    """
+
+    height: int = 32
+    width: int = 32
+    channels: int = 3
+    bits: int = 5
+    steps: tuple[int, ...] = (2, 2, 2, 4, 4)
+    split: tuple[bool, ...] = (False, False, True, True, False)
+    hidden: int | tuple[int, ...] = 512
+    depth: int = 2
+    permutation: str = "swap"
+    scale: str = "sigmoid"
+    positional: bool = False
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "split"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if not isinstance(self.hidden, int):
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        self._check()
+
+    def _check(self) -> None:
+        factor = 2 ** len(self.steps)
+        problems = {
+            "'steps' must name at least one scale": len(self.steps) < 1,
+            "'steps' must be whole numbers of at least 0": any(k < 0 for k in self.steps),
+            "'split' must have one entry for each scale": len(self.split) != len(self.steps),
+            "the last scale cannot be split": bool(self.split and self.split[-1]),
+            f"height and width must be positive multiples of {factor} (2 to the number of "
+            f"scales), not {self.height} and {self.width}": self.height < 1
+            or self.width < 1
+            or self.height % factor != 0
+            or self.width % factor != 0,
+            "'channels' must be at least 1": self.channels < 1,
+            "'bits' must be between 1 and 8": not 1 <= self.bits <= 8,
+            "'hidden' must be positive, one number or one for each scale": min(self.widths) < 1
+            or len(self.widths) != len(self.steps),
+            "'depth' must be at least 2": self.depth < 2,
+            f"'permutation' must be swap or conv1x1, not {self.permutation}": self.permutation
+            not in ("swap", "conv1x1"),
+            f"'scale' must be sigmoid or bounded, not {self.scale}": self.scale
+            not in ("sigmoid", "bounded"),
+        }
+        for problem, found in problems.items():
+            if found:
+                raise FlowmendError(f"This flow cannot be built: {problem}.")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Hidden channels at each scale."""
+        if isinstance(self.hidden, int):
+            return (self.hidden,) * len(self.steps)
+        return self.hidden
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of an image."""
+        return self.channels, self.height, self.width
+
+    @property
+    def dimensions(self) -> int:
+        """Number of values D of an image, and of a latent."""
+        return self.channels * self.height * self.width
+
+    def to_dict(self) -> dict:
+        """The configuration as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "FlowConfig":
+        """The configuration from plain values; an unknown name raises :class:`FlowmendError`."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise FlowmendError(f"Unknown flow setting: {', '.join(unknown)}.")
+        return cls(**values)
+
+
+PRESETS: dict[str, FlowConfig] = {
+    "paper": FlowConfig(),
+    "glow": FlowConfig(
+        steps=(4, 4, 6), split=(False, False, False), permutation="conv1x1"
+    ),
+    "whitened": FlowConfig(
+        steps=(8, 6, 4),
+        split=(False, False, False),
+        hidden=(160, 192, 256),
+        depth=3,
+        permutation="conv1x1",
+        scale="bounded",
+        positional=True,
+        whiten=True,
+    ),
+}
+"""Named configurations: ``paper`` (Fig. 2; 32,736,864 parameters), ``glow`` (the other line of
+Table 2; 33,780,096) and ``whitened`` (ours, the default of ``flowmend train``)."""
+
+
+def preset(name: str, **changes: object) -> FlowConfig:
+    """Returns a named configuration, with changes; an unknown name raises FlowmendError."""
+    if name not in PRESETS:
+        raise FlowmendError(f"Unknown preset '{name}': choose from {', '.join(PRESETS)}.")
+    return dataclasses.replace(PRESETS[name], **changes)
+
+
+class MultiscaleFlow(Bijection):
+    """Squeeze, flow steps, split; once for each scale.
+
+    A flow step is an actnorm and a coupling, with an invertible 1x1 convolution between them in
+    the Glow configuration. Which half changes alternates from step to step, across scales.
+
+    ``encode`` maps images (B, C, H, W) to flat latents (B, D), finest scale first; ``decode``
+    is its inverse. Latents are standard normal under the model, without a learned prior.
+
+    Source: Generative Flows as a General Purpose Solution for Inverse Problems (Chavez, 2021),
+    https://arxiv.org/abs/2110.13285, Fig. 2.
+    """
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scales = nn.ModuleList()
+        channels, height, width = config.shape
+        count = 0
+        for steps, split, hidden in zip(config.steps, config.split, config.widths, strict=True):
+            channels, height, width = channels * 4, height // 2, width // 2
+            layers: list[Bijection] = [Squeeze()]
+            for _ in range(steps):
+                layers.append(ActNorm(channels))
+                if config.permutation == "conv1x1":
+                    layers.append(InvertibleConv1x1(channels))
+                layers.append(
+                    AffineCoupling(
+                        channels,
+                        height,
+                        width,
+                        swap=count % 2 == 1,
+                        hidden=hidden,
+                        depth=config.depth,
+                        scale=config.scale,
+                        positional=config.positional,
+                    )
+                )
+                count += 1
+            self.scales.append(Chain(layers))
+            channels = channels // 2 if split else channels
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(x.shape[0])
+        latents = []
+        for scale, split in zip(self.scales, self.config.split, strict=True):
+            x, logdet = scale.encode(x)
+            total = total + logdet
+            if split:
+                x, latent = x.chunk(2, dim=1)
+                latents.append(latent.flatten(1))
+        return torch.cat([*latents, x.flatten(1)], dim=1), total
+
+    def _unflatten(self, z: Tensor) -> list[Tensor]:
+        """The parts of a flat latent that leave at each scale; None where a scale has none."""
+        channels, height, width = self.config.shape
+        parts: list[Tensor | None] = []
+        start = 0
+        for last, split in enumerate(self.config.split, start=1 - len(self.config.split)):
+            channels, height, width = channels * 4, height // 2, width // 2
+            if not split and last != 0:
+                parts.append(None)
+                continue
+            channels = channels // 2 if split else channels
+            size = channels * height * width
+            parts.append(z[:, start : start + size].reshape(-1, channels, height, width))
+            start += size
+        return parts
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        total = z.new_zeros(z.shape[0])
+        h: Tensor | None = None
+        for scale, part in zip(reversed(self.scales), reversed(self._unflatten(z)), strict=True):
+            parts = [tensor for tensor in (h, part) if tensor is not None]
+            h, logdet = scale.decode(torch.cat(parts, dim=1))
+            total = total + logdet
+        return h, total
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> Tensor:
+        latents = []
+        for scale, split in zip(self.scales, self.config.split, strict=True):
+            x = scale.initialise(x)
+            if split:
+                x, latent = x.chunk(2, dim=1)
+                latents.append(latent.flatten(1))
+        return torch.cat([*latents, x.flatten(1)], dim=1)
+
+
+def build_flow(config: FlowConfig, seed: int = 0) -> MultiscaleFlow:
+    """Builds a flow whose random initial weights come from ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MultiscaleFlow(config)

@@ -1,0 +1,221 @@
+"""What is known about clean images before any measurement: a density p(x) with a latent space."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .errors import FlowmendError
+from .flow import (
+    Bijection,
+    Centre,
+    Chain,
+    FlowConfig,
+    MultiscaleFlow,
+    Whitening,
+    standard_normal_log_prob,
+)
+from .pixels import dequantise
+
+__all__ = ["FlowPrior", "GaussianPrior", "Prior"]
+
+
+class Prior(Bijection):
+    """A density over images x (B, C, H, W) in [0, 1] through a bijection to latents z (B, D).
+
+    Latents are standard normal: ``log p(x) = log N(z; 0, I) + logdet`` with ``z, logdet =
+    encode(x)`` (Eq. 3), or, from the other end, ``log p(x) = log N(z; 0, I) - logdet`` with
+    ``x, logdet = decode(z)`` (Eq. 6).
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the images."""
+
+    @property
+    def dimensions(self) -> int:
+        """Number of values D of an image and of a latent."""
+        return math.prod(self.shape)
+
+    def check_images(self, x: Tensor) -> None:
+        """Raises :class:`FlowmendError` unless x is a finite float tensor (B, C, H, W)."""
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+            raise FlowmendError(
+                f"This prior knows images of shape {self.shape} (channels, height, width); "
+                f"got {tuple(x.shape[1:])}."
+            )
+        if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+            raise FlowmendError("Images must be finite floating-point values in [0, 1].")
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density, shape (B,), nats, of images x (B, C, H, W) in [0, 1]."""
+        z, logdet = self.encode(x)
+        return standard_normal_log_prob(z) + logdet
+
+    def bits_per_dim(
+        self, x: Tensor, bits: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Code length, shape (B,), in bits per value, of images reduced to ``bits`` bits.
+
+        Estimated from one draw of the dequantisation noise; ``generator`` None takes the centre
+        of every cell, which is a little too good.
+        """
+        log_prob = self.log_prob(dequantise(x, bits, generator))
+        return bits - log_prob / (self.dimensions * math.log(2.0))
+
+    def latents(
+        self,
+        count: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws latents (count, D) from N(0, temperature^2 I), on the prior's device."""
+        like = next(self._tensors())
+        device = like.device if generator is None else generator.device
+        z = torch.randn(count, self.dimensions, generator=generator, device=device)
+        return temperature * z.to(like)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws images (count, C, H, W), clamped to [0, 1]; temperature scales the latents."""
+        return self.decode(self.latents(count, temperature, generator))[0].clamp(0.0, 1.0)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.parameters()
+        yield from self.buffers()
+
+
+class GaussianPrior(Prior):
+    """A normal distribution N(mean, C), the prior for which everything has a closed form.
+
+    Args:
+        whitening: The map to white images, which holds mean and covariance.
+    """
+
+    def __init__(self, whitening: Whitening) -> None:
+        super().__init__()
+        self.whitening = whitening
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.whitening.mean.shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean image (C, H, W)."""
+        return self.whitening.mean
+
+    def covariance(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Covariance C, shape (D, D)."""
+        root = self.whitening.unwhitening.to(dtype)
+        return root @ root
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, logdet = self.whitening.encode(x)
+        return z.flatten(1), logdet
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.whitening.decode(z.reshape(-1, *self.shape))
+
+    @classmethod
+    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "GaussianPrior":
+        """Builds the prior from a mean (C, H, W) and a positive definite covariance (D, D)."""
+        values, vectors = torch.linalg.eigh(covariance.double())
+        if not bool(torch.isfinite(values).all()) or values[0] <= 0:
+            raise FlowmendError("A covariance must be finite and positive definite.")
+        matrix = (vectors * values.rsqrt()) @ vectors.T
+        return cls(Whitening(mean, (0.5 * (matrix + matrix.T)).to(mean.dtype)))
+
+    @classmethod
+    def fit(
+        cls, images: Tensor, bits: int = 5, flip: bool = True, shrinkage: float | None = None
+    ) -> "GaussianPrior":
+        """Fits mean and covariance to uint8 images (N, C, H, W).
+
+        The covariance is shrunk towards a multiple of the identity by the Ledoit-Wolf rule, and
+        carries the variance of the dequantisation noise of ``bits``-bit training.
+
+        Source: A well-conditioned estimator for large-dimensional covariance matrices (Ledoit
+        and Wolf, 2004), https://doi.org/10.1016/S0047-259X(03)00096-4
+
+        Args:
+            images: Training images, uint8.
+            bits: Bits per channel of the flow that stands on this prior.
+            flip: Whether mirrored images count too.
+            shrinkage: Weight of the identity, in [0, 1]; None takes the Ledoit-Wolf estimate.
+        """
+        x = dequantise(images.float() / 255.0, bits).double()
+        if flip:
+            x = torch.cat([x, x.flip(-1)])
+        count, size = len(x), x[0].numel()
+        mean = x.mean(0)
+        centred = (x - mean).flatten(1)
+        covariance = centred.T @ centred / count
+        scale = covariance.diagonal().mean()
+        if shrinkage is None:
+            spread = covariance.square().sum() - size * scale.square()
+            noise = centred.square().sum(1).square().sum() / count - covariance.square().sum()
+            noise = noise / (len(images) if flip else count)
+            shrinkage = float((noise / spread).clamp(0.0, 1.0)) if spread > 0 else 1.0
+        covariance.mul_(1.0 - shrinkage)
+        covariance.diagonal().add_(shrinkage * scale + 1.0 / (12.0 * 4.0**bits))
+        return cls.from_covariance(mean.float(), covariance)
+
+
+class FlowPrior(Prior):
+    """A trained normalizing flow as a density over images in [0, 1].
+
+    Args:
+        flow: The flow, on the range the network sees.
+        gaussian: A Gaussian fitted to the same images: the flow's first layer where its
+            configuration says ``whiten``, and the prior of the LMMSE baseline.
+        card: Facts about the training, for people.
+
+    Raises:
+        FlowmendError: If the flow wants whitened images and there is no Gaussian.
+    """
+
+    def __init__(
+        self,
+        flow: MultiscaleFlow,
+        gaussian: GaussianPrior | None = None,
+        card: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if flow.config.whiten and gaussian is None:
+            raise FlowmendError("A flow on whitened images needs the Gaussian that whitens them.")
+        self.gaussian = gaussian
+        self.card = dict(card or {})
+        first = gaussian.whitening if flow.config.whiten else Centre()
+        self.chain = Chain([first, flow])
+
+    @property
+    def flow(self) -> MultiscaleFlow:
+        """The flow proper, without the map from [0, 1]."""
+        return self.chain.layers[1]
+
+    @property
+    def config(self) -> FlowConfig:
+        """The architecture."""
+        return self.flow.config
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.config.shape
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.chain.encode(x)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.chain.decode(z)
+
+    def initialise(self, x: Tensor) -> Tensor:
+        return self.chain.initialise(x)

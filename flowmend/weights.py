@@ -1,0 +1,208 @@
+"""Weights files: safetensors with the configuration inside and a card beside them.
+
+Nothing here unpickles. A file is checked against its configuration before a single weight is
+kept, and against the sha256 of its card where there is one.
+"""
+
+import hashlib
+import json
+import math
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import FlowmendError
+from .files import atomic_path, writing
+from .flow import FlowConfig, MultiscaleFlow, Whitening
+from .prior import FlowPrior, GaussianPrior
+
+__all__ = ["FORMAT", "find_weights", "load_prior", "save_prior", "shipped_priors"]
+
+FORMAT = "flowmend.prior.1"
+LARGEST_STEPS = 1024
+LARGEST_GAUSSIAN = 4096
+"""Images of more values than this get no Gaussian: its covariance would not fit in memory."""
+
+
+def shipped_priors() -> list[str]:
+    """Names of the priors inside the package."""
+    folder = resources.files(__package__) / "priors"
+    return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir()
+                  if item.name.endswith(".safetensors"))
+
+
+def find_weights(name: str | Path) -> Path:
+    """Turns a shipped prior's name, a weights file or a training folder into a weights file.
+
+    Raises:
+        FlowmendError: If there is no such prior.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "prior.safetensors"
+        if not path.is_file():
+            raise FlowmendError(f"'{name}' holds no prior.safetensors: is its training finished?")
+        return path
+    if path.is_file():
+        return path
+    if str(name) in shipped_priors():
+        return Path(str(resources.files(__package__) / "priors" / f"{name}.safetensors"))
+    raise FlowmendError(
+        f"There is no prior '{name}': give a weights file, a training folder, or one of the "
+        f"shipped priors ({', '.join(shipped_priors())})."
+    )
+
+
+def pack_symmetric(matrix: Tensor) -> Tensor:
+    """Keeps the lower triangle of a symmetric (D, D) matrix: a vector of D(D+1)/2 values."""
+    rows, columns = torch.tril_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def unpack_symmetric(triangle: Tensor, size: int) -> Tensor:
+    """The inverse of :func:`pack_symmetric`."""
+    rows, columns = torch.tril_indices(size, size)
+    matrix = triangle.new_empty(size, size)
+    matrix[rows, columns] = triangle
+    matrix[columns, rows] = triangle
+    return matrix
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_prior(
+    path: str | Path, prior: FlowPrior, half: bool = False, card: bool = True
+) -> Path:
+    """Writes a prior as ``path`` (safetensors) and, beside it, its card ``.json`` with sha256.
+
+    Args:
+        path: Destination, ending in ``.safetensors``.
+        prior: The prior.
+        half: Store the weights in float16 (the file halves; loading gives float32 again).
+        card: Whether to write the card file too.
+
+    Raises:
+        FlowmendError: If a weight is not finite or the file cannot be written.
+    """
+    path = Path(path)
+    dtype = torch.float16 if half else torch.float32
+    tensors = {f"flow.{k}": v.detach().cpu().to(dtype) for k, v in prior.flow.state_dict().items()}
+    if prior.gaussian is not None:
+        tensors["gaussian.mean"] = prior.gaussian.mean.detach().cpu().float()
+        triangle = pack_symmetric(prior.gaussian.whitening.matrix.detach().cpu())
+        tensors["gaussian.whitening"] = triangle.to(torch.float16)
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise FlowmendError(f"The weights '{key}' are not finite: refusing to save them.")
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(prior.config.to_dict()),
+        "card": json.dumps(prior.card),
+    }
+    with writing(path), atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    if card:
+        side = path.with_suffix(".json")
+        facts = {"sha256": sha256_of(path), "config": prior.config.to_dict(), **prior.card}
+        with writing(side), atomic_path(side) as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise FlowmendError(
+                    f"'{path}' is a safetensors file, but not one of flowmend's priors."
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise FlowmendError(
+            f"'{path}' is not a readable safetensors file (it may be truncated, or pickled "
+            f"weights, which are never loaded): {error}."
+        ) from error
+
+
+def _build(config: FlowConfig, tensors: dict[str, Tensor], path: Path) -> MultiscaleFlow:
+    """Builds the flow without memory, compares it with the file, and only then fills it."""
+    if sum(config.steps) > LARGEST_STEPS:
+        raise FlowmendError(f"'{path}' asks for more than {LARGEST_STEPS} flow steps.")
+    with torch.device("meta"):
+        flow = MultiscaleFlow(config)
+    expected = {key: tuple(value.shape) for key, value in flow.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise FlowmendError(
+            f"The weights in '{path}' do not fit the configuration stored with them "
+            f"(first difference: '{differing}')."
+        )
+    flow.load_state_dict(tensors, assign=True)
+    return flow
+
+
+def _gaussian(tensors: dict[str, Tensor], config: FlowConfig, path: Path) -> GaussianPrior:
+    mean, triangle = tensors["gaussian.mean"], tensors["gaussian.whitening"]
+    size = config.dimensions
+    if tuple(mean.shape) != config.shape or triangle.numel() != size * (size + 1) // 2:
+        raise FlowmendError(f"The Gaussian in '{path}' does not fit its configuration.")
+    return GaussianPrior(Whitening(mean, unpack_symmetric(triangle, size)))
+
+
+def load_prior(name: str | Path, device: str | torch.device = "cpu") -> FlowPrior:
+    """Loads a prior, ready to restore: float32, in evaluation mode, weights frozen.
+
+    Args:
+        name: A shipped prior's name, a weights file, or the folder of a training run.
+        device: Where to put it.
+
+    Raises:
+        FlowmendError: If it does not exist, or is corrupt, foreign, or not what its card says.
+    """
+    path = find_weights(name)
+    tensors, metadata = _read(path)
+    side = path.with_suffix(".json")
+    if side.is_file():
+        try:
+            expected = json.loads(side.read_text()).get("sha256")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise FlowmendError(f"The card '{side}' is not readable JSON.") from error
+        if expected is not None and expected != sha256_of(path):
+            raise FlowmendError(
+                f"'{path}' is not the file its card describes (sha256 differs): fetch it again, "
+                f"or delete '{side.name}' if you changed the weights on purpose."
+            )
+    try:
+        config = FlowConfig.from_dict(json.loads(metadata["config"]))
+        card = dict(json.loads(metadata.get("card", "{}")))
+    except FlowmendError as error:
+        raise FlowmendError(f"'{path}': {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FlowmendError(f"The configuration stored in '{path}' is not readable.") from error
+    tensors = {key: value.float() for key, value in tensors.items()}
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise FlowmendError(f"'{path}' holds weights that are not finite ('{key}').")
+    weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
+    flow = _build(config, weights, path)
+    gaussian = _gaussian(tensors, config, path) if "gaussian.mean" in tensors else None
+    if config.whiten and gaussian is None:
+        raise FlowmendError(f"'{path}' lacks the Gaussian that its configuration needs.")
+    prior = FlowPrior(flow, gaussian, card)
+    return prior.eval().requires_grad_(False).to(device)
+
+
+def parameter_count(prior: torch.nn.Module) -> int:
+    """Number of trained parameters."""
+    return sum(math.prod(parameter.shape) for parameter in prior.parameters())
