@@ -165,6 +165,7 @@ class Run:
         self.out, self.config, self.recipe, self.seed = out, config, recipe, seed
         self.images, self.validation = images, validation
         self.device = torch.device(device)
+        self.made_with = provenance(self.device)
         self.batch = min(recipe.batch, len(images))
         self.steps_per_epoch = len(images) // self.batch
         self.steps = recipe.epochs * self.steps_per_epoch
@@ -320,7 +321,7 @@ class Run:
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
             "skipped_steps": record["skipped_steps"],
-            "made_with": provenance(self.device),
+            "made_with": self.made_with,
         }
 
     def _gaussian_bits(self) -> float:
