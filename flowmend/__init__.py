@@ -1,0 +1,45 @@
+"""flowmend: image restoration with one pre-trained generative flow for every inverse problem.
+
+>>> import flowmend as fm
+>>> prior = fm.load("faces32")
+>>> task = fm.make_task("deblur", prior.shape)
+>>> solution = fm.restore(y, task, prior)
+"""
+
+from .errors import FlowmendError
+from .flow import FlowConfig, MultiscaleFlow, build_flow, preset
+from .methods import METHODS, solve
+from .metrics import psnr, ssim
+from .objective import Objective
+from .operators import LinearOperator
+from .prior import FlowPrior, GaussianPrior, Prior
+from .provenance import package_version
+from .solution import Solution
+from .tasks import TASKS, make_task, restore
+from .weights import load_prior as load
+from .weights import save_prior as save
+
+__version__ = package_version()
+
+__all__ = [
+    "METHODS",
+    "TASKS",
+    "FlowConfig",
+    "FlowPrior",
+    "FlowmendError",
+    "GaussianPrior",
+    "LinearOperator",
+    "MultiscaleFlow",
+    "Objective",
+    "Prior",
+    "Solution",
+    "build_flow",
+    "load",
+    "make_task",
+    "preset",
+    "psnr",
+    "restore",
+    "save",
+    "solve",
+    "ssim",
+]

@@ -6,9 +6,15 @@ import typer
 from rich.console import Console
 
 from ..errors import FlowmendError
-from . import train as train_command
+from .degrade import degrade
+from .inspect import info, sample, score
+from .restore import restore
+from .train import train
 
 __all__ = ["app", "main"]
+
+UsageError, ClickException = typer.BadParameter.__mro__[1:3]
+"""What typer raises for a wrong command line, wherever its version keeps it."""
 
 app = typer.Typer(
     name="flowmend",
@@ -18,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("train")(train_command.train)
+for _command in (restore, degrade, train, sample, score, info):
+    app.command()(_command)
 
 
 @app.callback()
@@ -30,10 +37,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the program; an error a user can put right is one sentence and a non-zero exit code."""
     console = Console(stderr=True)
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False)
+        sys.exit(code or 0)
+    except ClickException as error:
+        console.print(f"[bold red]flowmend:[/] {error.format_message()}", highlight=False)
+        console.print(_hint(error), highlight=False)
+        sys.exit(2)
     except FlowmendError as error:
         console.print(f"[bold red]flowmend:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("[bold red]flowmend:[/] stopped; what was finished is kept.")
         sys.exit(130)
+
+
+def _hint(error: ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "flowmend"
+    return f"Try '{command} --help'."

@@ -1,0 +1,82 @@
+"""The methods without a flow: pseudo-inverse, the Gaussian prior's posterior mean, BM3D."""
+
+import torch
+from torch import Tensor
+
+from .errors import FlowmendError
+from .operators import LinearOperator
+from .pixels import quantisation_sigma
+from .prior import GaussianPrior
+
+__all__ = ["bm3d", "lmmse", "pinv"]
+
+CHUNK = 256
+
+
+def pinv(y: Tensor, operator: LinearOperator) -> Tensor:
+    """The pseudo-inverse A^+ y: images (B, C, H, W)."""
+    return operator.A_dagger(y)
+
+
+def _apply(operator: LinearOperator, images: Tensor) -> Tensor:
+    """A of many images (N, C, H, W), a few at a time: (N, m)."""
+    return torch.cat([operator.A(part).flatten(1) for part in images.split(CHUNK)])
+
+
+@torch.no_grad()
+def lmmse(y: Tensor, operator: LinearOperator, prior: GaussianPrior, sigma: float) -> Tensor:
+    """The mean of p(x | y) under a Gaussian prior, in closed form.
+
+    ``x = mean + C A' (A C A' + sigma^2 I)^-1 (y - A mean)``, in float64 on the CPU. It is the
+    best linear estimate, and the MAP too. sigma is at least the rounding of an 8-bit file.
+
+    Args:
+        y: Measurements (B, ...).
+        operator: Anything with ``A``.
+        prior: The Gaussian.
+        sigma: Standard deviation of the noise on the [0, 1] scale.
+
+    Returns:
+        Images (B, C, H, W).
+    """
+    sigma = max(sigma, quantisation_sigma())
+    size = prior.dimensions
+    mean = prior.mean.detach().cpu().double()
+    covariance = prior.covariance().detach().cpu().reshape(size, *prior.shape)
+    cross = _apply(operator, covariance)  # C A', (D, m)
+    measured = _apply(operator, cross.T.reshape(-1, *prior.shape))  # A C A', (m, m)
+    measured = 0.5 * (measured + measured.T)
+    measured.diagonal().add_(sigma**2)
+    residual = y.detach().cpu().double() - operator.A(mean[None])
+    factor = torch.linalg.cholesky(measured)
+    weights = torch.cholesky_solve(residual.flatten(1).T, factor)
+    x = mean + (cross @ weights).T.reshape(-1, *prior.shape)
+    return x.to(y)
+
+
+def bm3d(y: Tensor, sigma: float) -> Tensor:
+    """BM3D through its authors' package, one image at a time, colour as CBM3D.
+
+    Source: Image Denoising by Sparse 3-D Transform-Domain Collaborative Filtering (Dabov et al.,
+    2007), https://doi.org/10.1109/TIP.2007.901238
+
+    Raises:
+        FlowmendError: If the package is not installed.
+    """
+    try:
+        from bm3d import bm3d as denoise
+        from bm3d import bm3d_rgb
+    except ImportError as error:
+        raise FlowmendError(
+            "The method bm3d needs its package: pip install 'flowmend[bm3d]' (free for "
+            "non-commercial use)."
+        ) from error
+    images = []
+    for image in y.detach().cpu().double():
+        values = image.permute(1, 2, 0).numpy()
+        if image.shape[0] == 3:
+            result = bm3d_rgb(values, sigma)
+        else:
+            result = denoise(values, sigma)
+        images.append(torch.as_tensor(result).reshape(values.shape).permute(2, 0, 1))
+    return torch.stack(images).to(y)

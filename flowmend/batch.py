@@ -1,0 +1,255 @@
+"""Folders of measurements in, folders of restorations out: what ``flowmend restore`` does."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import FlowmendError
+from .files import find_pictures, read_image, save_image
+from .metrics import psnr, ssim
+from .prior import Prior
+from .report import Row, mean_or_none, panel, save_panel
+from .tasks import Task, restore
+
+__all__ = ["Item", "conform", "find_items", "restore_items", "results", "save_report"]
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Item:
+    """One measurement on its way from file to file."""
+
+    input: Path
+    output: Path
+    reference_path: Path | None = None
+    measurement: Tensor | None = None
+    reference: Tensor | None = None
+    restored: Tensor | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    input_psnr: float | None = None
+    status: str = "not reached"
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def fine(self) -> bool:
+        """Whether it was restored and nothing went wrong on the way."""
+        return self.status == "restored" and not self.warnings
+
+    def record(self) -> dict:
+        """Its entry in the results file."""
+        return {
+            "input": str(self.input),
+            "output": str(self.output) if self.restored is not None else None,
+            "psnr": self.psnr,
+            "ssim": self.ssim,
+            "input_psnr": self.input_psnr,
+            "status": self.status if not self.warnings else "; ".join([self.status, *self.warnings]),
+        }
+
+
+def find_items(inputs: list[str], out: Path, reference: Path | None = None) -> list[Item]:
+    """Pairs every measurement with its output and its reference.
+
+    Files inside a folder keep their place in it; the ending becomes ``.png``.
+
+    Raises:
+        FlowmendError: If something does not exist, or two outputs would have the same name, or an
+            output would replace an input.
+    """
+    if reference is not None and not reference.exists():
+        raise FlowmendError(f"The reference '{reference}' does not exist.")
+    items = []
+    for given in map(Path, inputs):
+        for path in find_pictures([given], arrays=True):
+            inside = path.relative_to(given) if given.is_dir() else Path(path.name)
+            output = out / inside.with_suffix(".png")
+            items.append(Item(path, output, _find_reference(reference, inside)))
+    taken: dict[Path, Path] = {}
+    originals = {item.input.resolve() for item in items}
+    for item in items:
+        other = taken.setdefault(item.output, item.input)
+        if other != item.input:
+            raise FlowmendError(
+                f"'{other}' and '{item.input}' would both be written to '{item.output}': restore "
+                "them into different folders."
+            )
+        if item.output.resolve() in originals:
+            raise FlowmendError(
+                f"'{item.output}' is one of the inputs: choose another folder for --out."
+            )
+    if reference is not None and reference.is_file() and len(items) != 1:
+        raise FlowmendError("One reference file fits one input: give a folder of references.")
+    return items
+
+
+def _find_reference(reference: Path | None, inside: Path) -> Path | None:
+    if reference is None or reference.is_file():
+        return reference
+    for folder, name in ((reference / inside.parent, inside.stem), (reference, inside.stem)):
+        matches = sorted(path for path in folder.glob("*") if path.stem == name)
+        if matches:
+            return matches[0]
+    return reference / inside
+
+
+def conform(image: Tensor, shape: tuple[int, ...], path: Path) -> Tensor:
+    """Brings what a file holds to the shape of one measurement.
+
+    Grey is repeated for a colour measurement; colours are averaged for a grey one.
+
+    Raises:
+        FlowmendError: If the size differs.
+    """
+    if len(shape) == 1:
+        if image.ndim != 1:
+            raise FlowmendError(
+                f"'{path}' is not a vector: measurements of this task are .npy files of "
+                f"{shape[0]} values."
+            )
+        if tuple(image.shape) != shape:
+            raise FlowmendError(f"'{path}' holds {len(image)} measurements instead of {shape[0]}.")
+        return image
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim == 3 and image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
+        image = image.permute(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise FlowmendError(f"'{path}' is an array of shape {tuple(image.shape)}, not an image.")
+    channels, height, width = shape
+    if tuple(image.shape[1:]) != (height, width):
+        raise FlowmendError(
+            f"'{path}' has {image.shape[2]} x {image.shape[1]} pixels; this prior and task need "
+            f"{width} x {height}. 'flowmend degrade' resizes clean pictures."
+        )
+    if image.shape[0] < channels:
+        return image.expand(channels, -1, -1)
+    return image.mean(0, keepdim=True) if image.shape[0] > channels else image
+
+
+def _read(item: Item, task: Task) -> None:
+    try:
+        image = read_image(item.input)
+        item.measurement = conform(image, task.measurement_shape, item.input)
+    except FlowmendError as error:
+        item.status = str(error)
+        return
+    if item.reference_path is not None:
+        try:
+            if not item.reference_path.exists():
+                raise FlowmendError(f"no reference for it ('{item.reference_path}')")
+            image = read_image(item.reference_path)
+            item.reference = conform(image, task.operator.shape, item.reference_path)
+        except FlowmendError as error:
+            item.warnings.append(str(error))
+
+
+def restore_items(
+    items: list[Item],
+    task: Task,
+    prior: Prior,
+    method: str,
+    *,
+    steps: int | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> float:
+    """Restores items in place, saving every batch as it is done; a bad file harms no other.
+
+    Args:
+        items: From :func:`find_items`.
+        task: What was done to them.
+        prior: The prior, on ``device``.
+        method: A name of :data:`~flowmend.methods.METHODS`.
+        steps: Steps of the latent optimisation.
+        precision: See :func:`~flowmend.methods.solve`.
+        seed: Seed of the starts; an image's start depends on its place in the list only.
+        device: Where to compute.
+        batch: Images at a time.
+        progress: Called with (done, total, what), in steps of the whole list.
+
+    Returns:
+        Seconds spent restoring.
+    """
+    for item in items:
+        _read(item, task)
+    ready = [item for item in items if item.measurement is not None]
+    seconds = 0.0
+    count = -(-len(ready) // batch)
+    for index in range(count):
+        part = ready[index * batch : (index + 1) * batch]
+        y = torch.stack([item.measurement for item in part]).to(device)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+
+        def move(done: int, total: int, what: str, index: int = index) -> None:
+            if progress is not None:
+                progress(index * total + done, count * total, "restoring")
+
+        begun = time.monotonic()
+        solution = restore(
+            y,
+            task,
+            prior,
+            method,
+            steps=steps,
+            precision=precision,
+            generator=generator,
+            progress=move,
+        )
+        seconds += time.monotonic() - begun
+        pictures = task.picture(y).cpu()
+        for item, x, status, picture in zip(
+            part, solution.x.cpu(), solution.status, pictures, strict=True
+        ):
+            save_image(item.output, x)
+            item.restored, item.status = x, "restored"
+            if status != "finished":
+                item.warnings.append(status)
+            if item.reference is not None:
+                item.psnr = psnr(x[None], item.reference[None])[0]
+                item.ssim = ssim(x[None], item.reference[None])[0]
+                item.input_psnr = psnr(picture[None], item.reference[None])[0]
+    return seconds
+
+
+def results(items: list[Item]) -> dict:
+    """The ``images`` and ``mean`` of a results file."""
+    return {
+        "images": [item.record() for item in items],
+        "mean": {
+            name: mean_or_none([getattr(item, name) for item in items])
+            for name in ("psnr", "ssim", "input_psnr")
+        },
+    }
+
+
+def _caption(psnr_value: float | None, ssim_value: float | None = None) -> str:
+    if psnr_value is None:
+        return ""
+    text = f"{psnr_value:.2f} dB"
+    return text if ssim_value is None else f"{text} / {ssim_value:.3f}"
+
+
+def save_report(path: Path, items: list[Item], task: Task, note: str) -> None:
+    """Draws input | restored | reference, with PSNR / SSIM, for the restored items."""
+    done = [item for item in items if item.restored is not None]
+    with_reference = any(item.reference is not None for item in done)
+    heads = ["input", "restored"] + (["reference"] if with_reference else [])
+    rows = []
+    for item in done:
+        images: list[Tensor | None] = [task.picture(item.measurement[None])[0], item.restored]
+        captions = [_caption(item.input_psnr), _caption(item.psnr, item.ssim)]
+        if with_reference:
+            images.append(item.reference)
+            captions.append("")
+        rows.append(Row(item.output.stem, images, captions))
+    if rows:
+        save_panel(path, panel(heads, rows, note))

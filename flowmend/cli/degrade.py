@@ -1,0 +1,102 @@
+"""``flowmend degrade``: measurements from clean pictures, to try a task on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from ..batch import find_items
+from ..errors import FlowmendError
+from ..files import read_picture, resize_and_crop, save_array, save_image
+from ..provenance import provenance
+from ..report import write_json
+from ..tasks import make_task
+from . import options as o
+from .progress import progress_bar
+
+__all__ = ["degrade"]
+
+
+def degrade(
+    inputs: o.Inputs,
+    task: o.TaskName,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels; the prior's.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    sigma: o.Sigma = None,
+    kernel: o.Kernel = None,
+    boundary: o.Boundary = None,
+    mask: o.MaskOption = None,
+    scale: o.Scale = None,
+    measurements: Annotated[
+        int | None,
+        typer.Option(help="sense: how many. Default: a quarter of the image's values."),
+    ] = None,
+    channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
+    seed: o.Seed = 0,
+) -> None:
+    """Make measurements from clean pictures.
+
+    Pictures are resized (shorter side, bilinear) and cropped in the middle to SIZE, as the paper
+    does. OUT receives reference/NAME.png, measurement/NAME.png (8 bits) and measurement/NAME.npy
+    (exact; restore prefers it when it is given the folder).
+
+    Example: flowmend degrade photos/ --task deblur --kernel gaussian:1.6 --size 32 --out try/
+    """
+    console = Console(stderr=True)
+    if size < 1 or size > 8192:
+        raise FlowmendError(f"--size must be between 1 and 8192 pixels, not {size}.")
+    if channels not in (1, 3):
+        raise FlowmendError(f"--channels must be 1 or 3, not {channels}.")
+    work = make_task(
+        task,
+        (channels, size, size),
+        sigma=sigma,
+        kernel=kernel,
+        boundary=boundary,
+        mask=mask,
+        scale=scale,
+        measurements=measurements,
+    )
+    items = find_items(inputs, out)
+    failed = 0
+    with progress_bar("degrading") as progress:
+        for index, item in enumerate(items):
+            inside = item.output.relative_to(out)
+            try:
+                if item.input.suffix == ".npy":
+                    raise FlowmendError(f"'{item.input}' is an array; degrade takes pictures.")
+                x = resize_and_crop(read_picture(item.input), size, size, channels)[None]
+            except FlowmendError as error:
+                console.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
+                failed += 1
+                continue
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            y = work.measure(x, generator)
+            picture = y if y.ndim == 4 else work.picture(y)
+            save_image(out / "reference" / inside, x[0])
+            save_image(out / "measurement" / inside, picture[0])
+            save_array((out / "measurement" / inside).with_suffix(".npy"), y[0])
+            progress(index + 1, len(items), "degrading")
+    write_json(
+        out / "degrade.json",
+        {
+            "task": task,
+            "size": size,
+            "channels": channels,
+            "sigma": work.sigma,
+            "kernel": kernel,
+            "boundary": boundary,
+            "mask": mask,
+            "scale": scale,
+            "measurements": measurements,
+            "seed": seed,
+            "made_with": provenance(),
+        },
+    )
+    console.print(
+        f"{len(items) - failed} of {len(items)} pictures measured into '{out}'.", highlight=False
+    )
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,146 @@
+"""``flowmend restore``: damaged pictures in, restored pictures out."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..batch import Item, find_items, restore_items, results, save_report
+from ..device import default_precision, pick_device
+from ..errors import FlowmendError
+from ..files import read_image
+from ..methods import METHODS, find_method
+from ..provenance import provenance
+from ..report import write_json
+from ..tasks import make_task
+from ..weights import load_prior
+from . import options as o
+from .progress import progress_bar
+
+__all__ = ["restore"]
+
+
+def _measurements(items: list[Item]) -> int | None:
+    """How many values the first readable vector holds."""
+    for item in items:
+        if item.input.suffix == ".npy":
+            try:
+                values = read_image(item.input)
+            except FlowmendError:
+                continue
+            if values.ndim == 1:
+                return len(values)
+    return None
+
+
+def restore(
+    inputs: o.Inputs,
+    task: o.TaskName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the restored pictures.")],
+    sigma: o.Sigma = None,
+    kernel: o.Kernel = None,
+    boundary: o.Boundary = None,
+    mask: o.MaskOption = None,
+    scale: o.Scale = None,
+    prior: o.PriorName = "faces32",
+    method: o.MethodName = "likelihood",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of the latent optimisation. Default: the paper's 1500."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16 during the steps; default: what suits the device."),
+    ] = None,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The truth: a picture, or a folder of pictures of the same names."),
+    ] = None,
+    json: o.JsonFile = None,
+) -> None:
+    """Restore damaged pictures.
+
+    OUT receives a PNG of the same name for every input, and report.png: input, restored and
+    reference side by side. A file that cannot be used is reported and the others are restored;
+    the exit code is then 1.
+
+    Example: flowmend restore noisy/ --task denoise --sigma 0.1 --out clean/
+    """
+    console = Console(stderr=True)
+    chosen = find_method(method)
+    if steps is not None and steps < 1:
+        raise FlowmendError(f"--steps must be at least 1, not {steps}.")
+    if steps is not None and chosen.objective is None:
+        raise FlowmendError(f"The method {method} is a closed form: it takes no --steps.")
+    target = pick_device(device)
+    precision = precision or default_precision(target)
+    if precision not in ("float32", "bfloat16"):
+        raise FlowmendError(f"Unknown precision '{precision}': choose float32 or bfloat16.")
+    items = find_items(inputs, out, reference)
+    weights = load_prior(prior, target)
+    work = make_task(
+        task,
+        weights.shape,
+        sigma=sigma,
+        kernel=kernel,
+        boundary=boundary,
+        mask=mask,
+        scale=scale,
+        measurements=_measurements(items) if task == "sense" else None,
+    )
+    seconds = math.nan
+    try:
+        with progress_bar("restoring") as progress:
+            seconds = restore_items(
+                items,
+                work,
+                weights,
+                method,
+                steps=steps,
+                precision=precision,
+                seed=seed,
+                device=target,
+                progress=progress,
+            )
+    finally:
+        taken = 0 if chosen.objective is None else (steps or METHODS[method].steps)
+        values = {
+            "task": task,
+            "method": method,
+            "prior": prior,
+            "steps": taken,
+            "seconds": seconds,
+            **results(items),
+            "sigma": work.sigma,
+            "seed": seed,
+            "precision": precision,
+            "made_with": provenance(target),
+        }
+        if any(item.restored is not None for item in items):
+            note = f"{task}, {method}, prior {prior}" + (f", {taken} steps" if taken else "")
+            save_report(out / "report.png", items, work, note)
+        if json is not None:
+            write_json(json, values)
+    _tell(console, items, values, out)
+
+
+def _tell(console: Console, items: list[Item], values: dict, out: Path) -> None:
+    for item in items:
+        if not item.fine:
+            text = item.record()["status"]
+            console.print(f"[yellow]{item.input}:[/] {text}", highlight=False, soft_wrap=True)
+    done = sum(item.restored is not None for item in items)
+    mean = values["mean"]
+    text = f"{done} of {len(items)} restored in {values['seconds']:.1f} s into '{out}'"
+    if mean["psnr"] is not None:
+        text += (
+            f"; mean PSNR {mean['psnr']:.2f} dB (input {mean['input_psnr']:.2f}), "
+            f"SSIM {mean['ssim']:.3f}"
+        )
+    console.print(f"{text}.", highlight=False, soft_wrap=True)
+    if not all(item.fine for item in items):
+        raise typer.Exit(1)

@@ -1,0 +1,272 @@
+"""Linear operators A: what was done to the image, each with its adjoint and pseudo-inverse.
+
+The names ``A``, ``A_adjoint`` and ``A_dagger`` are deepinv's, so that a deepinv physics can stand
+wherever an operator of ours does. To add one: subclass :class:`LinearOperator`, write ``A``; the
+adjoint comes for free by automatic differentiation.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import FlowmendError
+
+__all__ = [
+    "BOUNDARIES",
+    "Blur",
+    "Downsample",
+    "Grey",
+    "Identity",
+    "LinearOperator",
+    "Mask",
+    "Sense",
+    "least_squares",
+]
+
+BOUNDARIES = ("reflect", "zero", "circular", "paper")
+
+
+def least_squares(
+    operator: "LinearOperator", y: Tensor, steps: int = 500, tolerance: float = 1e-6
+) -> Tensor:
+    """Minimum-norm least squares by conjugate gradients on A'A x = A'y, each image on its own.
+
+    Args:
+        operator: Anything with ``A`` and ``A_adjoint``.
+        y: Measurements (B, ...).
+        steps: Most iterations.
+        tolerance: An image stops when its gradient has shrunk by this factor.
+
+    Returns:
+        Images x (B, C, H, W).
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+
+    gradient = operator.A_adjoint(y)
+    x = torch.zeros_like(gradient)
+    direction = gradient
+    energy = dot(gradient, gradient)
+    goal = energy * tolerance**2
+    for _ in range(steps):
+        active = energy > goal
+        if not bool(active.any()):
+            break
+        image = operator.A_adjoint(operator.A(direction))
+        curvature = dot(direction, image)
+        length = torch.where(active & (curvature > 0), energy / curvature.clamp_min(1e-30), 0.0)
+        x = x + length * direction
+        gradient = gradient - length * image
+        new = torch.where(active, dot(gradient, gradient), energy)
+        direction = gradient + torch.where(active, new / energy.clamp_min(1e-30), 0.0) * direction
+        energy = new
+    return x
+
+
+class LinearOperator(ABC):
+    """A linear map from images x (B, C, H, W) to measurements y (B, ...).
+
+    Args:
+        shape: Shape (C, H, W) of the images.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = tuple(shape)
+
+    @abstractmethod
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        """Applies the operator: images (B, C, H, W) to measurements (B, ...)."""
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        """Applies the adjoint: measurements (B, ...) to images (B, C, H, W)."""
+        zero = y.new_zeros(y.shape[0], *self.shape)
+        return torch.func.vjp(self.A, zero)[1](y)[0]
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        """Applies the pseudo-inverse: the smallest x (B, C, H, W) of least ||A x - y||."""
+        return least_squares(self, y)
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        """Shape of one measurement."""
+        return tuple(self.A(torch.zeros(1, *self.shape)).shape[1:])
+
+    def check_measurements(self, y: Tensor) -> None:
+        """Raises :class:`FlowmendError` unless y is a finite float tensor of the right shape."""
+        if tuple(y.shape[1:]) != self.measurement_shape:
+            raise FlowmendError(
+                f"Measurements of shape {tuple(y.shape[1:])} do not fit: this operator makes "
+                f"{self.measurement_shape} of images {self.shape}."
+            )
+        if not y.is_floating_point() or not bool(torch.isfinite(y).all()):
+            raise FlowmendError("Measurements must be finite floating-point values.")
+
+
+class Identity(LinearOperator):
+    """The image itself: denoising."""
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y
+
+
+class Mask(LinearOperator):
+    """Keeps the known pixels and sets the others to zero: inpainting.
+
+    Args:
+        shape: Shape (C, H, W) of the images.
+        mask: Tensor (1, H, W) or (C, H, W), 1 where the image is known and 0 elsewhere.
+
+    Raises:
+        FlowmendError: If its size is not the image's, or nothing is known.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], mask: Tensor) -> None:
+        super().__init__(shape)
+        if mask.ndim != 3 or mask.shape[-2:] != shape[-2:] or mask.shape[0] not in (1, shape[0]):
+            raise FlowmendError(
+                f"The mask has shape {tuple(mask.shape)} but the images {tuple(shape)}: it must "
+                "have the images' height and width."
+            )
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise FlowmendError("A mask holds only 0 (unknown) and 1 (known).")
+        if not bool(mask.any()):
+            raise FlowmendError("The mask is all black: no pixel of the image is known.")
+        self.mask = mask
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return x * self.mask.to(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y * self.mask.to(y)
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y * self.mask.to(y)
+
+
+class Grey(LinearOperator):
+    """The mean of the channels, (B, C, H, W) to (B, 1, H, W): colourisation."""
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return x.mean(dim=1, keepdim=True)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y.expand(-1, self.shape[0], -1, -1) / self.shape[0]
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y.expand(-1, self.shape[0], -1, -1).contiguous()
+
+
+class Downsample(LinearOperator):
+    """The mean of every block of ``factor`` x ``factor`` pixels: super-resolution.
+
+    Raises:
+        FlowmendError: If the image's sides are not multiples of the factor.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], factor: int) -> None:
+        super().__init__(shape)
+        if factor < 1 or shape[1] % factor or shape[2] % factor:
+            raise FlowmendError(
+                f"A scale of {factor} does not divide images of {shape[1]} x {shape[2]} pixels."
+            )
+        self.factor = factor
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return functional.avg_pool2d(x, self.factor)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return self.A_dagger(y) / self.factor**2
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y.repeat_interleave(self.factor, -2).repeat_interleave(self.factor, -1)
+
+
+class Blur(LinearOperator):
+    """Convolution of every channel with a kernel; measurements have the image's size.
+
+    Args:
+        shape: Shape (C, H, W) of the images.
+        kernel: Kernel (h, w); a true convolution, so it is turned by 180 degrees when slid over
+            the image. Its centre is at (h // 2, w // 2).
+        boundary: What lies beyond the image: ``reflect`` (mirrored without repeating the edge),
+            ``zero`` (black), ``circular``, or ``paper`` (mid-grey: the paper blurs on [-1, 1] with
+            zeros outside; see :attr:`offset`).
+
+    Raises:
+        FlowmendError: If kernel or boundary cannot be used on images of this size.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], kernel: Tensor, boundary: str = "reflect"
+    ) -> None:
+        super().__init__(shape)
+        if boundary not in BOUNDARIES:
+            raise FlowmendError(
+                f"Unknown boundary '{boundary}': choose from {', '.join(BOUNDARIES)}."
+            )
+        if kernel.ndim != 2 or kernel.numel() == 0 or not bool(torch.isfinite(kernel).all()):
+            raise FlowmendError("A blur kernel must be a finite matrix.")
+        if not bool((kernel != 0).any()):
+            raise FlowmendError("The blur kernel is all zeros.")
+        height, width = kernel.shape
+        if height > shape[1] or width > shape[2]:
+            raise FlowmendError(
+                f"The blur kernel ({height} x {width}) is larger than the image "
+                f"({shape[1]} x {shape[2]})."
+            )
+        self.kernel = kernel
+        self.boundary = boundary
+
+    @property
+    def offset(self) -> Tensor:
+        """What the boundary adds to A x, shape (1, C, H, W): nothing but for ``paper``."""
+        if self.boundary != "paper":
+            return torch.zeros(1, *self.shape)
+        return 0.5 * (1.0 - self.A(torch.ones(1, *self.shape)))
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        height, width = self.kernel.shape
+        padding = (width - 1 - width // 2, width // 2, height - 1 - height // 2, height // 2)
+        mode = {"reflect": "reflect", "circular": "circular"}.get(self.boundary, "constant")
+        weight = self.kernel.to(x).flip(0, 1).expand(self.shape[0], 1, height, width)
+        return functional.conv2d(functional.pad(x, padding, mode), weight, groups=self.shape[0])
+
+
+class Sense(LinearOperator):
+    """Random Gaussian measurements y = M x, entries of M drawn from N(0, 1/m): compressed sensing.
+
+    Args:
+        shape: Shape (C, H, W) of the images.
+        measurements: Number m of measurements.
+        seed: Seed of the matrix, which is the same on every machine.
+
+    Raises:
+        FlowmendError: If m is not between 1 and the number of values of an image.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], measurements: int, seed: int = 0) -> None:
+        super().__init__(shape)
+        size = math.prod(shape)
+        if not 1 <= measurements <= size:
+            raise FlowmendError(
+                f"The number of measurements must be between 1 and {size}, not {measurements}."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(measurements, size, generator=generator, dtype=torch.float64)
+        self.matrix = (matrix / math.sqrt(measurements)).float()
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return x.flatten(1) @ self.matrix.to(x).T
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return (y @ self.matrix.to(y)).reshape(-1, *self.shape)

@@ -1,0 +1,351 @@
+"""The named tasks: one table for command line, benchmarks and documentation.
+
+A new task is a function that builds its operator and a line in :data:`TASKS`.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import FlowmendError
+from .files import read_image
+from .methods import Progress, find_method, solve
+from .operators import Blur, Downsample, Grey, Identity, LinearOperator, Mask, Sense
+from .prior import Prior
+from .solution import Solution
+
+__all__ = ["TASKS", "Task", "TaskSpec", "make_task", "parse_kernel", "parse_mask", "restore"]
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user may say about a task; None takes the task's default."""
+
+    sigma: float | None = None
+    kernel: str | Tensor | None = None
+    boundary: str | None = None
+    mask: str | Tensor | None = None
+    scale: int | None = None
+    measurements: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A line of the table of tasks.
+
+    Args:
+        name: Its name on the command line.
+        title: What it does, in a sentence.
+        build: From image shape and options to the operator.
+        options: Names of the options, besides sigma, that mean something to it.
+        sigma: Default standard deviation of the noise, on the [0, 1] scale.
+        presets: For each method, the settings of :func:`~flowmend.methods.solve` the paper gives,
+            brought to the [0, 1] scale.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Shape, TaskOptions], LinearOperator]
+    options: tuple[str, ...] = ()
+    sigma: float = 0.0
+    presets: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise FlowmendError(f"Cannot read {what}: '{text}' is not a number.") from error
+
+
+def parse_kernel(text: str | Tensor) -> Tensor:
+    """A blur kernel (h, w) that sums to 1.
+
+    Args:
+        text: ``box:3`` (uniform, that many pixels a side), ``gaussian:1.6`` (standard deviation in
+            pixels), a grey picture or ``.npy`` file, or the kernel itself.
+
+    Raises:
+        FlowmendError: If it cannot be read, or does not sum to something positive.
+    """
+    if isinstance(text, Tensor):
+        kernel = text.double()
+    elif text.startswith("box:"):
+        side = _number(text[4:], "the kernel box:SIDE")
+        if side < 1 or side > 999 or side != int(side):
+            raise FlowmendError(f"The side of a box kernel must be 1, 2, 3, ..., not {text[4:]}.")
+        kernel = torch.ones(int(side), int(side), dtype=torch.float64)
+    elif text.startswith("gaussian:"):
+        width = _number(text[9:], "the kernel gaussian:SIGMA")
+        if not 0 < width < 100:
+            raise FlowmendError(f"The width of a Gaussian kernel must be above 0, not {text[9:]}.")
+        radius = max(1, round(3 * width))
+        line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / width) ** 2)
+        kernel = line[:, None] * line[None, :]
+    else:
+        image = read_image(text)
+        image = image if image.ndim == 2 else image.mean(0) if image.ndim == 3 else image
+        kernel = image.double()
+    if kernel.ndim != 2:
+        raise FlowmendError("A blur kernel must be a grey picture or a matrix.")
+    total = kernel.sum()
+    if not bool(torch.isfinite(kernel).all()) or total <= 0:
+        raise FlowmendError(
+            "The values of a blur kernel must be finite and have a positive sum; this one's "
+            f"sum is {float(total):g}."
+        )
+    return kernel / total
+
+
+def parse_mask(text: str | Tensor, shape: Shape) -> Tensor:
+    """A mask (1, H, W): 1 where the image is known.
+
+    Args:
+        text: ``center:0.4`` (a hole in the middle, that fraction of each side; the paper's) or a
+            picture of the images' size, white where the image is known; or the mask itself.
+        shape: Shape (C, H, W) of the images.
+
+    Raises:
+        FlowmendError: If it cannot be read or has another size than the images.
+    """
+    height, width = shape[1:]
+    if isinstance(text, Tensor):
+        return text
+    if text.startswith("center:"):
+        share = _number(text[7:], "the mask center:FRACTION")
+        if not 0 < share < 1:
+            raise FlowmendError(f"The hole's fraction must be between 0 and 1, not {text[7:]}.")
+        mask = torch.ones(1, height, width)
+        low, high = 0.5 - share / 2, 0.5 + share / 2
+        rows = slice(int(low * height + 1e-9), int(high * height + 1e-9))
+        columns = slice(int(low * width + 1e-9), int(high * width + 1e-9))
+        mask[:, rows, columns] = 0.0
+        return mask
+    image = read_image(text)
+    image = image[None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[-2:] != (height, width):
+        raise FlowmendError(
+            f"The mask '{text}' has {image.shape[-1]} x {image.shape[-2]} pixels; the images "
+            f"have {width} x {height}."
+        )
+    return (image.mean(0, keepdim=True) >= 0.5).float()
+
+
+def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Identity(shape)
+
+
+def _deblur(shape: Shape, options: TaskOptions) -> LinearOperator:
+    kernel = parse_kernel("box:3" if options.kernel is None else options.kernel)
+    return Blur(shape, kernel, options.boundary or "reflect")
+
+
+def _inpaint(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Mask(shape, parse_mask("center:0.4" if options.mask is None else options.mask, shape))
+
+
+def _colorize(shape: Shape, options: TaskOptions) -> LinearOperator:
+    if shape[0] == 1:
+        raise FlowmendError("Colourisation needs a prior of colour images; this one knows grey.")
+    return Grey(shape)
+
+
+def _upscale(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Downsample(shape, 2 if options.scale is None else options.scale)
+
+
+def _sense(shape: Shape, options: TaskOptions) -> LinearOperator:
+    quarter = max(1, shape[0] * shape[1] * shape[2] // 4)
+    return Sense(shape, quarter if options.measurements is None else options.measurements)
+
+
+def _paper(alpha: float, csgm: float, glowip: float, copies: int = 1) -> dict:
+    """The paper's alpha and gammas, which hold on [-1, 1] and for ``copies`` of every value."""
+    return {
+        "likelihood": {"weight": alpha / 2 / copies},
+        "csgm": {"weight": csgm / 4 / copies},
+        "glowip": {"weight": glowip / 4 / copies},
+    }
+
+
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        TaskSpec(
+            "denoise",
+            "Remove Gaussian noise of standard deviation --sigma",
+            _denoise,
+            sigma=0.1,
+            presets=_paper(alpha=0.05, csgm=0.1, glowip=0.1),
+        ),
+        TaskSpec(
+            "deblur",
+            "Undo a blur by a known --kernel",
+            _deblur,
+            options=("kernel", "boundary"),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+        ),
+        TaskSpec(
+            "inpaint",
+            "Fill what a --mask hides",
+            _inpaint,
+            options=("mask",),
+            presets=_paper(alpha=0.002, csgm=0.01, glowip=0.0),
+        ),
+        TaskSpec(
+            "colorize",
+            "Give a grey image its colours",
+            _colorize,
+            # The paper's code compares three copies of the grey image.
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0, copies=3),
+        ),
+        TaskSpec(
+            "upscale",
+            "Enlarge an image --scale times",
+            _upscale,
+            options=("scale",),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+        ),
+        TaskSpec(
+            "sense",
+            "Recover an image from few random measurements",
+            _sense,
+            options=("measurements",),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+        ),
+    )
+}
+"""Named tasks. Of the paper: denoise, deblur, inpaint, colorize; upscale and sense are ours."""
+
+
+class Task:
+    """A task on images of one shape: the operator, the noise and the paper's settings.
+
+    Args:
+        spec: The line of the table.
+        shape: Shape (C, H, W) of the images.
+        options: What the user said.
+    """
+
+    def __init__(self, spec: TaskSpec, shape: Shape, options: TaskOptions) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.operator = spec.build(shape, options)
+        self.sigma = spec.sigma if options.sigma is None else float(options.sigma)
+        self.offset: Tensor | float = getattr(self.operator, "offset", 0.0)
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        """Shape of one measurement."""
+        return self.operator.measurement_shape
+
+    def measure(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Damages images x (B, C, H, W) in [0, 1]: y = A x + offset + sigma n."""
+        y = self.operator.A(x) + self.offset
+        if self.sigma > 0:
+            y = y + self.sigma * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        return y
+
+    def picture(self, y: Tensor) -> Tensor:
+        """Measurements as images (B, C, H, W) in [0, 1], to look at and compare."""
+        channels, height, width = self.operator.shape
+        if y.ndim != 4:
+            y = self.operator.A_adjoint(y)
+        if y.shape[1] == 1:
+            y = y.expand(-1, channels, -1, -1)
+        if y.shape[-2:] != (height, width):
+            y = functional.interpolate(y, (height, width), mode="nearest")
+        return y.clamp(0.0, 1.0)
+
+
+def make_task(
+    name: str,
+    shape: Shape,
+    *,
+    sigma: float | None = None,
+    kernel: str | Tensor | None = None,
+    boundary: str | None = None,
+    mask: str | Tensor | None = None,
+    scale: int | None = None,
+    measurements: int | None = None,
+) -> Task:
+    """Builds a task by name.
+
+    Args:
+        name: A name of :data:`TASKS`.
+        shape: Shape (C, H, W) of the images.
+
+    Keyword Args:
+        sigma: Standard deviation of the noise on the [0, 1] scale.
+        kernel: For deblur, see :func:`parse_kernel`.
+        boundary: For deblur, see :class:`~flowmend.operators.Blur`.
+        mask: For inpaint, see :func:`parse_mask`.
+        scale: For upscale, the factor.
+        measurements: For sense, how many; default a quarter of the image's values.
+
+    Raises:
+        FlowmendError: If the task is unknown, or an option is wrong or not one of the task's.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise FlowmendError(f"Unknown task '{name}': choose from {', '.join(TASKS)}.{hint}")
+    spec = TASKS[name]
+    options = TaskOptions(sigma, kernel, boundary, mask, scale, measurements)
+    for option in ("kernel", "boundary", "mask", "scale", "measurements"):
+        if getattr(options, option) is not None and option not in spec.options:
+            raise FlowmendError(f"The task {name} has no option {option}.")
+    if sigma is not None and not (0 <= sigma < float("inf")):
+        raise FlowmendError(f"The noise level sigma must be a number of at least 0, not {sigma}.")
+    return Task(spec, shape, options)
+
+
+def restore(
+    y: Tensor,
+    task: Task,
+    prior: Prior,
+    method: str = "likelihood",
+    *,
+    steps: int | None = None,
+    precision: str = "float32",
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """Restores measurements of a task with the settings the paper gives for it.
+
+    Args:
+        y: Measurements (B, ...) on the [0, 1] scale.
+        task: The task, from :func:`make_task`.
+        prior: What is known about the images.
+        method: A name of :data:`~flowmend.methods.METHODS`.
+
+    Keyword Args:
+        steps: Steps of the latent optimisation; None takes the method's.
+        precision: See :func:`~flowmend.methods.solve`.
+        generator: Source of the random start.
+        progress: Called with (step, steps, what).
+
+    Raises:
+        FlowmendError: As :func:`~flowmend.methods.solve`.
+    """
+    find_method(method)
+    offset = task.offset
+    return solve(
+        y - (offset.to(y) if isinstance(offset, Tensor) else offset),
+        task.operator,
+        prior,
+        method=method,
+        sigma=task.sigma,
+        steps=steps,
+        precision=precision,
+        generator=generator,
+        progress=progress,
+        **task.spec.presets.get(method, {}),
+    )
