@@ -22,6 +22,8 @@ from .solution import Solution
 __all__ = ["TASKS", "Task", "TaskSpec", "make_task", "parse_kernel", "parse_mask", "restore"]
 
 Shape = tuple[int, int, int]
+LONGEST_STRIDE = 0.05
+"""Largest learning rate that :func:`restore` chooses when it is given few steps."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,8 @@ def restore(
         method: A name of :data:`~flowmend.methods.METHODS`.
 
     Keyword Args:
-        steps: Steps of the latent optimisation; None takes the method's.
+        steps: Steps of the latent optimisation; None takes the method's. With fewer, the learning
+            rate is raised in proportion (to 0.05 at most) and falls along a cosine.
         precision: See :func:`~flowmend.methods.solve`.
         generator: Source of the random start.
         progress: Called with (step, steps, what).
@@ -335,7 +338,11 @@ def restore(
     Raises:
         FlowmendError: As :func:`~flowmend.methods.solve`.
     """
-    find_method(method)
+    chosen = find_method(method)
+    strides: dict[str, float | bool] = {}
+    if steps is not None and 0 < steps < chosen.steps:
+        longer = chosen.learning_rate * chosen.steps / steps
+        strides = {"learning_rate": min(LONGEST_STRIDE, longer), "cosine": True}
     offset = task.offset
     return solve(
         y - (offset.to(y) if isinstance(offset, Tensor) else offset),
@@ -347,5 +354,6 @@ def restore(
         precision=precision,
         generator=generator,
         progress=progress,
+        **strides,
         **task.spec.presets.get(method, {}),
     )

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from ..errors import FlowmendError
 from .degrade import degrade
+from .demo import demo
 from .inspect import info, sample, score
 from .restore import restore
 from .train import train
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (restore, degrade, train, sample, score, info):
+for _command in (restore, degrade, train, sample, score, info, demo):
     app.command()(_command)
 
 
@@ -40,8 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(arguments, standalone_mode=False)
         sys.exit(code or 0)
     except ClickException as error:
-        console.print(f"[bold red]flowmend:[/] {error.format_message()}", highlight=False)
-        console.print(_hint(error), highlight=False)
+        if error.format_message():
+            console.print(f"[bold red]flowmend:[/] {error.format_message()}", highlight=False)
+            console.print(_hint(error), highlight=False)
         sys.exit(2)
     except FlowmendError as error:
         console.print(f"[bold red]flowmend:[/] {error}", highlight=False, soft_wrap=True)

@@ -25,11 +25,11 @@ __all__ = [
     "TaskName",
 ]
 
-_TASKS = "  \n".join(f"[bold]{spec.name}[/]: {spec.title}." for spec in TASKS.values())
-_METHODS = "  \n".join(f"[bold]{method.name}[/]: {method.title}." for method in METHODS.values())
+_TASKS = "\n\n".join(f"[bold]{spec.name}[/]: {spec.title}." for spec in TASKS.values())
+_METHODS = "\n\n".join(f"[bold]{method.name}[/]: {method.title}." for method in METHODS.values())
 
-Inputs = Annotated[list[str], typer.Argument(help="Pictures, .npy arrays or folders of them.")]
-TaskName = Annotated[str, typer.Option("--task", "-t", help=f"What was done to it. {_TASKS}")]
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, .npy arrays or folders of them.")]
+TaskName = Annotated[str, typer.Option("--task", "-t", help=f"What was done to it.\n\n{_TASKS}")]
 Sigma = Annotated[
     float | None,
     typer.Option(
@@ -56,7 +56,7 @@ MaskOption = Annotated[
     ),
 ]
 Scale = Annotated[int | None, typer.Option(help="upscale: the factor. Default: 2.")]
-MethodName = Annotated[str, typer.Option("--method", "-m", help=f"How to restore. {_METHODS}")]
+MethodName = Annotated[str, typer.Option("--method", "-m", help=f"How to restore.\n\n{_METHODS}")]
 PriorName = Annotated[
     str,
     typer.Option(

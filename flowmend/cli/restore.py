@@ -48,7 +48,10 @@ def restore(
     method: o.MethodName = "likelihood",
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of the latent optimisation. Default: the paper's 1500."),
+        typer.Option(
+            help="Steps of the latent optimisation. Default: the paper's 1500. With fewer, the "
+            "strides grow in proportion and shorten towards the end."
+        ),
     ] = None,
     precision: Annotated[
         str | None,

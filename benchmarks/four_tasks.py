@@ -1,0 +1,197 @@
+"""The paper's four tasks on a folder of faces: every method, PSNR and SSIM, seconds per image.
+
+    python benchmarks/four_tasks.py run celeba/test --prior faces32 --out benchmarks/results
+    python benchmarks/four_tasks.py render benchmarks/results
+
+``run`` adds a JSON line for each task and method and skips those it finds there; ``render`` writes
+docs/results.md from the lines. No number is typed by hand.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import flowmend as fm
+from flowmend.data import load_folder
+from flowmend.device import default_precision
+from flowmend.pixels import from_bytes, round_to_bytes
+from flowmend.provenance import provenance
+from flowmend.report import mean_or_none
+from flowmend.weights import find_weights, sha256_of
+
+TASKS = ("denoise", "deblur", "inpaint", "colorize")
+METHODS = ("measurement", "pinv", "lmmse", "bm3d", "csgm", "glowip", "map", "likelihood")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(task: fm.tasks.Task, x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Measurements as 8-bit files hold them, with the noise `flowmend degrade` gives each image."""
+    rows = []
+    for index in range(len(x)):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        rows.append(task.measure(x[index : index + 1], generator))
+    return round_to_bytes(torch.cat(rows))
+
+
+def run_one(
+    method: str,
+    task: fm.tasks.Task,
+    prior: fm.FlowPrior,
+    x: torch.Tensor,
+    steps: int,
+    seed: int,
+    precision: str,
+) -> dict | None:
+    """One method on one task; None where it does not fit."""
+    y = measure(task, x, seed)
+    begun = time.monotonic()
+    if method == "measurement":
+        restored, taken = task.picture(y), 0
+    else:
+        latent = fm.METHODS[method].steps > 0
+        parts = []
+        for index, part in enumerate(y.split(32)):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            try:
+                solution = fm.restore(
+                    part,
+                    task,
+                    prior,
+                    method,
+                    steps=steps if latent else None,
+                    precision=precision,
+                    generator=generator,
+                )
+            except fm.FlowmendError as error:
+                print(f"{task.name:9} {method:11} refused: {error}", file=sys.stderr)
+                return None
+            if not solution.finished:
+                print(f"{task.name} {method}: {solution.status}", file=sys.stderr)
+            parts.append(solution.x)
+        restored, taken = torch.cat(parts), steps if latent else 0
+    seconds = time.monotonic() - begun
+    psnr, ssim = fm.psnr(restored, x), fm.ssim(restored, x)
+    mean = mean_or_none(psnr)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in psnr) / max(1, len(psnr) - 1))
+    return {
+        "psnr": mean,
+        "psnr_standard_error": spread / math.sqrt(len(psnr)),
+        "ssim": mean_or_none(ssim),
+        "seconds_per_image": seconds / len(x),
+        "steps": taken,
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fills the results file."""
+    prior = fm.load(arguments.prior)
+    sha256 = sha256_of(find_weights(arguments.prior))
+    images, _ = load_folder(arguments.folder, prior.config)
+    x = from_bytes(images)[: arguments.images]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "four_tasks.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = ("folder", "images", "prior", "wanted_steps", "seed", "task", "method")
+    done = {tuple(json.loads(line)[name] for name in names) for line in lines}
+    precision = default_precision(torch.device("cpu"))
+    for method in arguments.methods:
+        for name in arguments.tasks:
+            place = (Path(arguments.folder).name, len(x), Path(arguments.prior).stem)
+            key = (*place, arguments.steps, arguments.seed, name, method)
+            if key in done:
+                continue
+            task = fm.make_task(name, prior.shape)
+            found = run_one(method, task, prior, x, arguments.steps, arguments.seed, precision)
+            if found is None:
+                continue
+            record = dict(zip(names, key, strict=True)) | found
+            record |= {"prior_sha256": sha256, "precision": precision, "made_with": provenance()}
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"{name:9} {method:11} {found['psnr']:.2f} dB {found['ssim']:.3f}", flush=True)
+
+
+def table(records: list[dict]) -> str:
+    """A Markdown table of one run: methods by tasks."""
+    cells = {(record["method"], record["task"]): record for record in records}
+    lines = ["| method | " + " | ".join(TASKS) + " |", "|---" * (len(TASKS) + 1) + "|"]
+    for method in METHODS:
+        row = []
+        for task in TASKS:
+            record = cells.get((method, task))
+            row.append(
+                "-"
+                if record is None
+                else f"{record['psnr']:.2f} ± {record['psnr_standard_error']:.2f} / "
+                f"{record['ssim']:.3f}"
+            )
+        if any(cell != "-" for cell in row):
+            lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def render(arguments: argparse.Namespace) -> None:
+    """Writes docs/results.md from the results file."""
+    lines = (arguments.folder / "four_tasks.jsonl").read_text().splitlines()
+    groups: dict[tuple, list[dict]] = {}
+    for record in map(json.loads, lines):
+        key = tuple(record[n] for n in ("folder", "images", "prior", "wanted_steps", "seed"))
+        groups.setdefault(key, []).append(record)
+    page = [
+        "# Results",
+        "",
+        "Written by `python benchmarks/four_tasks.py render benchmarks/results` from the JSON lines "
+        "in `benchmarks/results`; do not edit. True PSNR in dB ± standard error / SSIM, per image on "
+        "8 bits, then averaged. Measurements are 8-bit. *measurement* is doing nothing.",
+    ]
+    for (folder, images, prior, steps, seed), records in groups.items():
+        made = records[-1]["made_with"]
+        page += [
+            "",
+            f"## {prior} on {images} faces of `{folder}`, {steps} steps",
+            "",
+            table(records),
+            "",
+            "Seconds per image, in a batch of 32: "
+            + ", ".join(
+                f"{r['task']} {r['method']} {r['seconds_per_image']:.2f}"
+                for r in records
+                if r["method"] in ("likelihood", "bm3d")
+            )
+            + ".",
+            "",
+            f"Seed {seed}, prior sha256 {records[-1]['prior_sha256'][:12]}, commit "
+            f"{made['commit']}, torch {made['torch']}, {made['device']}, "
+            f"{records[-1]['precision']} coupling networks. `{made['command']}`",
+        ]
+    (ROOT / "docs" / "results.md").write_text("\n".join(page) + "\n")
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    runner = commands.add_parser("run")
+    runner.add_argument("folder", type=Path)
+    runner.add_argument("--prior", default="faces32")
+    runner.add_argument("--images", type=int, default=192)
+    runner.add_argument("--steps", type=int, default=1500)
+    runner.add_argument("--seed", type=int, default=0)
+    runner.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    runner.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    runner.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    runner.set_defaults(action=run)
+    renderer = commands.add_parser("render")
+    renderer.add_argument("folder", type=Path, nargs="?", default=ROOT / "benchmarks" / "results")
+    renderer.set_defaults(action=render)
+    arguments = parser.parse_args()
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    main()
