@@ -1,6 +1,6 @@
 """Time of a decode and of a solver step at batch 32, interleaved in one process.
 
-    python benchmarks/speed.py weights/paper32.safetensors
+python benchmarks/speed.py weights/paper32.safetensors
 """
 
 import argparse

@@ -86,7 +86,9 @@ def find_pictures(inputs: Iterable[str | Path], arrays: bool = False) -> list[Pa
             lossless = {path.with_suffix("") for path in inside if path.suffix == ".npy"}
             inside = [p for p in inside if p.suffix == ".npy" or p.with_suffix("") not in lossless]
             if not inside:
-                raise FlowmendError(f"The folder '{item}' holds no pictures ({' '.join(endings)}).")
+                raise FlowmendError(
+                    f"The folder '{item}' holds no pictures ({' '.join(endings)})."
+                )
             found.extend(inside)
         elif item.exists():
             found.append(item)

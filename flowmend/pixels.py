@@ -97,9 +97,7 @@ def grid(images: Tensor, columns: int, gap: int = 2, scale: int = 1) -> Tensor:
     images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2).clamp(0.0, 1.0)
     count, channels, height, width = images.shape
     rows = -(-count // columns)
-    sheet = images.new_ones(
-        channels, rows * (height + gap) + gap, columns * (width + gap) + gap
-    )
+    sheet = images.new_ones(channels, rows * (height + gap) + gap, columns * (width + gap) + gap)
     for index, image in enumerate(images):
         top = gap + (index // columns) * (height + gap)
         left = gap + (index % columns) * (width + gap)

@@ -31,8 +31,11 @@ LARGEST_GAUSSIAN = 4096
 def shipped_priors() -> list[str]:
     """Names of the priors inside the package."""
     folder = resources.files(__package__) / "priors"
-    return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir()
-                  if item.name.endswith(".safetensors"))
+    return sorted(
+        item.name.removesuffix(".safetensors")
+        for item in folder.iterdir()
+        if item.name.endswith(".safetensors")
+    )
 
 
 def find_weights(name: str | Path) -> Path:
@@ -78,9 +81,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_prior(
-    path: str | Path, prior: FlowPrior, half: bool = False, card: bool = True
-) -> Path:
+def save_prior(path: str | Path, prior: FlowPrior, half: bool = False, card: bool = True) -> Path:
     """Writes a prior as ``path`` (safetensors) and, beside it, its card ``.json`` with sha256.
 
     Args:

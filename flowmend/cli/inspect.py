@@ -100,9 +100,7 @@ def _round_trip(prior: FlowPrior) -> float:
 
 
 def info(
-    name: Annotated[
-        str, typer.Argument(help=f"A prior, or a preset: {', '.join(PRESETS)}.")
-    ],
+    name: Annotated[str, typer.Argument(help=f"A prior, or a preset: {', '.join(PRESETS)}.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a prior or an architecture: parameters, card, how exactly it inverts.

@@ -28,7 +28,9 @@ __all__ = [
 _TASKS = "\n\n".join(f"[bold]{spec.name}[/]: {spec.title}." for spec in TASKS.values())
 _METHODS = "\n\n".join(f"[bold]{method.name}[/]: {method.title}." for method in METHODS.values())
 
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, .npy arrays or folders of them.")]
+Inputs = Annotated[
+    list[str], typer.Argument(metavar="INPUT", help="Pictures, .npy arrays or folders of them.")
+]
 TaskName = Annotated[str, typer.Option("--task", "-t", help=f"What was done to it.\n\n{_TASKS}")]
 Sigma = Annotated[
     float | None,

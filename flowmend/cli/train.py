@@ -22,7 +22,9 @@ def _parse(text: str, what: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise FlowmendError(f"--{what} must be whole numbers with commas, not '{text}'.") from error
+        raise FlowmendError(
+            f"--{what} must be whole numbers with commas, not '{text}'."
+        ) from error
 
 
 def train(
@@ -95,9 +97,7 @@ def train(
         "weight_decay": weight_decay,
         "precision": precision or default_precision(target),
     }
-    how = dataclasses.replace(
-        RECIPES[name], **{k: v for k, v in wanted.items() if v is not None}
-    )
+    how = dataclasses.replace(RECIPES[name], **{k: v for k, v in wanted.items() if v is not None})
     with progress_bar("reading pictures") as progress:
         images, problems = load_folder(folder, config, progress)
         if val is not None:

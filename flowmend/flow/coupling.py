@@ -58,9 +58,7 @@ class Conditioner(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.log_gain = nn.Parameter(torch.zeros(1, outputs, 1, 1))
-        self.position = (
-            nn.Parameter(torch.zeros(1, hidden, height, width)) if positional else None
-        )
+        self.position = nn.Parameter(torch.zeros(1, hidden, height, width)) if positional else None
 
     def _normed(self, convolution: nn.Conv2d, norm: ActNorm, h: Tensor, shuffle: int) -> Tensor:
         """``relu(norm(position + shuffle(convolution(h))))`` at the least cost.

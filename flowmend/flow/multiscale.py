@@ -114,9 +114,7 @@ class FlowConfig:
 
 PRESETS: dict[str, FlowConfig] = {
     "paper": FlowConfig(),
-    "glow": FlowConfig(
-        steps=(4, 4, 6), split=(False, False, False), permutation="conv1x1"
-    ),
+    "glow": FlowConfig(steps=(4, 4, 6), split=(False, False, False), permutation="conv1x1"),
     "whitened": FlowConfig(
         steps=(8, 6, 4),
         split=(False, False, False),

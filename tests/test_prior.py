@@ -1,0 +1,522 @@
+"""Priors as densities: closed forms of a Gaussian, the fit, code lengths, samples, and the value
+ranges of flowmend.pixels that they rest on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import randomise
+from torch.distributions import MultivariateNormal
+
+from flowmend.errors import FlowmendError
+from flowmend.flow import Bijection, FlowConfig, Whitening, build_flow, standard_normal_log_prob
+from flowmend.pixels import (
+    centre,
+    dequantise,
+    from_bytes,
+    quantisation_sigma,
+    round_to_bytes,
+    to_bytes,
+    uncentre,
+)
+from flowmend.prior import FlowPrior, GaussianPrior, Prior
+
+SHAPE = (3, 2, 4)
+SIZE = 24
+FLOW = FlowConfig(
+    height=8, width=8, channels=1, steps=(1, 2), split=(True, False), hidden=3, positional=True
+)
+
+
+def source(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=source(seed), dtype=torch.float64)
+
+
+def covariance(size=SIZE, seed=1):
+    factor = numbers(size, size, seed=seed)
+    return 0.02 * (factor @ factor.T / size + 0.2 * torch.eye(size, dtype=torch.float64))
+
+
+def gaussian(*shape, dtype=torch.float64):
+    mean = 0.5 + 0.1 * numbers(*shape, seed=2)
+    return GaussianPrior.from_covariance(mean.to(dtype), covariance(math.prod(shape)))
+
+
+def flow_prior(whiten):
+    config = FlowConfig(**(FLOW.to_dict() | {"whiten": whiten}))
+    return randomise(FlowPrior(build_flow(config), gaussian(1, 8, 8)), seed=3)
+
+
+PRIORS = {
+    "gaussian": lambda: gaussian(*SHAPE),
+    "flow": lambda: flow_prior(False),
+    "whitened flow": lambda: flow_prior(True),
+}
+
+
+@pytest.fixture(params=PRIORS.values(), ids=PRIORS.keys())
+def prior(request):
+    return request.param().requires_grad_(False)
+
+
+def images(prior, count=4, seed=5):
+    return 0.5 + 0.2 * numbers(count, *prior.shape, seed=seed)
+
+
+# The Gaussian against closed forms.
+
+
+def test_gaussian_log_prob_against_torch():
+    prior = gaussian(*SHAPE)
+    x = images(prior, 7)
+    wanted = MultivariateNormal(prior.mean.flatten(), covariance()).log_prob(x.flatten(1))
+    torch.testing.assert_close(prior.log_prob(x), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_gaussian_keeps_mean_and_covariance():
+    prior = gaussian(*SHAPE)
+    assert torch.equal(prior.mean, 0.5 + 0.1 * numbers(*SHAPE, seed=2))
+    torch.testing.assert_close(prior.covariance(), covariance(), rtol=1e-10, atol=1e-12)
+    assert prior.covariance(torch.float32).dtype == torch.float32
+    assert prior.shape == SHAPE
+    assert prior.dimensions == SIZE
+
+
+def test_whitening_is_the_symmetric_root():
+    matrix = gaussian(*SHAPE).whitening.matrix
+    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=0)
+    identity = torch.eye(SIZE, dtype=torch.float64)
+    torch.testing.assert_close(matrix @ covariance() @ matrix, identity, rtol=0, atol=1e-10)
+    assert torch.linalg.eigvalsh(matrix)[0] > 0
+
+
+def test_gaussian_in_single_precision_stays_close():
+    double, single = gaussian(*SHAPE), gaussian(*SHAPE, dtype=torch.float32)
+    x = images(double)
+    assert single.log_prob(x.float()).dtype == torch.float32
+    torch.testing.assert_close(
+        single.log_prob(x.float()).double(), double.log_prob(x), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        torch.diag(torch.tensor([1.0, 0.0])),
+        torch.diag(torch.tensor([1.0, -1.0])),
+        torch.tensor([[1.0, 2.0], [2.0, 1.0]]),
+    ],
+    ids=["singular", "negative", "indefinite"],
+)
+def test_impossible_covariance_is_refused(broken):
+    with pytest.raises(FlowmendError, match="positive definite"):
+        GaussianPrior.from_covariance(torch.zeros(1, 1, 2), broken)
+
+
+def test_density_sums_to_one():
+    prior = GaussianPrior.from_covariance(
+        torch.full((1, 1, 2), 0.4, dtype=torch.float64),
+        torch.tensor([[0.010, 0.006], [0.006, 0.020]]),
+    )
+    axis = torch.linspace(-0.8, 1.6, 301, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis).reshape(-1, 1, 1, 2)
+    cell = float(axis[1] - axis[0]) ** 2
+    assert float(prior.log_prob(points).exp().sum()) * cell == pytest.approx(1.0, abs=1e-6)
+
+
+def test_density_of_a_flow_sums_to_one():
+    """A two-dimensional image does not fit a squeeze, so two of four values stay at the mean of
+    a coupling's untouched half: p(x) there is checked through its conditional density."""
+    config = FlowConfig(
+        height=2, width=2, channels=1, steps=(1,), split=(False,), hidden=4, scale="bounded"
+    )
+    prior = randomise(FlowPrior(build_flow(config)), seed=8, size=0.3)
+    axis = torch.linspace(-4.0, 5.0, 301, dtype=torch.float64)
+    inner = torch.cartesian_prod(axis, axis)
+    x = torch.cat([torch.full_like(inner, 0.4), inner], 1).reshape(-1, 1, 2, 2)
+    with torch.no_grad():
+        z, _ = prior.encode(x[:1])
+        kept = prior.flow.scales[0].layers[1].log_scale[0, :2].sum() + 2 * math.log(2.0)
+        marginal = standard_normal_log_prob(z[:, :2]) + kept
+        conditional = (prior.log_prob(x) - marginal).exp().sum()
+    assert float(conditional) * float(axis[1] - axis[0]) ** 2 == pytest.approx(1.0, abs=1e-6)
+
+
+# The fit.
+
+
+def levels(count, shape=(2, 3, 4), seed=0):
+    """Images uint8 with correlated pixels, and what they are drawn from, in [0, 1]."""
+    size = math.prod(shape)
+    mean = 0.5 + 0.1 * numbers(size, seed=seed + 1)
+    factor = 0.06 * numbers(size, 5, seed=seed + 2)
+    noise = 0.02 * numbers(count, size, seed=seed + 4)
+    x = mean + numbers(count, 5, seed=seed + 3) @ factor.T + noise
+    spread = factor @ factor.T + 0.02**2 * torch.eye(size, dtype=torch.float64)
+    return to_bytes(x).reshape(count, *shape), mean.reshape(shape), spread
+
+
+def ledoit_wolf(x):
+    """Section 3 of Ledoit and Wolf (2004), written out image by image: (mu I, S, shrinkage)."""
+    count, size = x.shape
+    x = x - x.mean(0)
+    sample = sum(torch.outer(row, row) for row in x) / count
+    mu = sample.trace() / size
+    target = mu * torch.eye(size, dtype=x.dtype)
+    d2 = (sample - target).square().sum() / size
+    b2 = sum((torch.outer(row, row) - sample).square().sum() / size for row in x) / count**2
+    return target, sample, min(b2, d2) / d2
+
+
+@pytest.mark.parametrize("count", [15, 60])
+def test_fit_shrinks_as_ledoit_and_wolf(count):
+    pictures = levels(count)[0]
+    x = dequantise(pictures.float() / 255.0, 8).double().flatten(1)
+    target, sample, shrinkage = ledoit_wolf(x)
+    assert 0.01 < shrinkage < 0.99
+    noise = torch.eye(SIZE, dtype=torch.float64) / (12 * 256**2)
+    wanted = shrinkage * target + (1 - shrinkage) * sample + noise
+    prior = GaussianPrior.fit(pictures, bits=8, flip=False)
+    torch.testing.assert_close(prior.mean.double().flatten(), x.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(prior.double().covariance(), wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
+def test_fit_takes_a_given_shrinkage(shrinkage):
+    pictures = levels(60)[0]
+    x = dequantise(pictures.float() / 255.0, 5).double().flatten(1)
+    target, sample, _ = ledoit_wolf(x)
+    noise = torch.eye(SIZE, dtype=torch.float64) / (12 * 32**2)
+    wanted = shrinkage * target + (1 - shrinkage) * sample + noise
+    prior = GaussianPrior.fit(pictures, bits=5, flip=False, shrinkage=shrinkage)
+    torch.testing.assert_close(prior.double().covariance(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_fit_recovers_what_the_images_were_drawn_from():
+    pictures, mean, spread = levels(4000)
+    prior = GaussianPrior.fit(pictures, bits=8, flip=False).double()
+    torch.testing.assert_close(prior.mean, mean, rtol=0, atol=0.01)
+    error = torch.linalg.matrix_norm(prior.covariance() - spread, 2)
+    assert error < 0.1 * torch.linalg.matrix_norm(spread, 2)
+    worse = GaussianPrior.fit(pictures[:20], bits=8, flip=False).double()
+    assert torch.linalg.matrix_norm(worse.covariance() - spread, 2) > 2 * error
+
+
+def test_fit_with_mirrored_images_is_symmetric():
+    prior = GaussianPrior.fit(levels(50)[0]).double()
+    torch.testing.assert_close(prior.mean, prior.mean.flip(-1), rtol=0, atol=1e-6)
+    found = prior.covariance().reshape(2, 3, 4, 2, 3, 4)
+    torch.testing.assert_close(found, found.flip(2, 5), rtol=1e-3, atol=1e-6)
+
+
+def test_mirrored_images_do_not_count_as_new_ones():
+    """The shrinkage of N images that are already symmetric is that of N images, not of 2 N."""
+    half = levels(40, shape=(2, 3, 2))[0]
+    symmetric = torch.cat([half, half.flip(-1)], -1)
+    once = GaussianPrior.fit(symmetric, flip=False).double().covariance()
+    twice = GaussianPrior.fit(symmetric, flip=True).double().covariance()
+    torch.testing.assert_close(twice, once, rtol=1e-4, atol=1e-7)
+
+
+def test_fit_does_not_change_its_images():
+    pictures = levels(30)[0]
+    kept = pictures.clone()
+    GaussianPrior.fit(pictures)
+    assert torch.equal(pictures, kept)
+
+
+def test_fit_of_equal_images_keeps_the_dequantisation_noise():
+    prior = GaussianPrior.fit(torch.full((5, 1, 2, 2), 100, dtype=torch.uint8), bits=5)
+    wanted = torch.eye(4, dtype=torch.float64) / (12 * 32**2)
+    torch.testing.assert_close(prior.double().covariance(), wanted, rtol=1e-5, atol=1e-12)
+    assert bool(torch.isfinite(prior.log_prob(prior.mean[None])).all())
+
+
+def test_fitted_latents_are_white():
+    pictures = levels(4000)[0]
+    prior = GaussianPrior.fit(pictures, bits=8, flip=False).double()
+    z = prior.encode(dequantise(pictures.double() / 255.0, 8, source()))[0]
+    assert z.mean(0).abs().max() < 0.1
+    torch.testing.assert_close(z.T.cov(), torch.eye(SIZE, dtype=torch.float64), rtol=0, atol=0.15)
+
+
+# Densities through either direction.
+
+
+def test_log_prob_from_encode_equals_log_prob_from_decode(prior):
+    x = images(prior)
+    z = prior.encode(x)[0]
+    back, logdet = prior.decode(z)
+    assert z.shape == (4, prior.dimensions)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    found = standard_normal_log_prob(z) - logdet
+    torch.testing.assert_close(prior.log_prob(x), found, rtol=1e-10, atol=1e-9)
+
+
+def test_log_prob_differentiates(prior):
+    x = images(prior).requires_grad_()
+    gradient = torch.autograd.grad(prior.log_prob(x).sum(), x)[0]
+    step = 1e-6 * numbers(*x.shape, seed=6)
+    with torch.no_grad():
+        change = prior.log_prob(x + step) - prior.log_prob(x - step)
+    wanted = (2 * gradient * step).flatten(1).sum(1)
+    torch.testing.assert_close(change, wanted, rtol=1e-4, atol=1e-9)
+
+
+def test_log_prob_of_a_flow_starts_at_the_range_of_images():
+    """A flow without steps is N(0, I) on [-1, 1]: its density on [0, 1] is 2^D times as high."""
+    config = FlowConfig(height=4, width=4, channels=1, steps=(0,), split=(False,))
+    prior = FlowPrior(build_flow(config), gaussian(1, 4, 4))
+    x = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
+    wanted = 16 * (math.log(2.0) - 0.5 * math.log(2.0 * math.pi))
+    assert prior.log_prob(x).item() == pytest.approx(wanted)
+
+
+def test_whitened_flow_without_steps_is_its_gaussian():
+    config = FlowConfig(height=8, width=8, channels=1, steps=(0,), split=(False,), whiten=True)
+    prior = FlowPrior(build_flow(config), gaussian(1, 8, 8))
+    x = images(prior)
+    torch.testing.assert_close(prior.log_prob(x), prior.gaussian.log_prob(x))
+
+
+# Code lengths.
+
+
+class Uniform(Prior):
+    """Every image in [0, 1] is as likely as any other."""
+
+    shape = (1, 2, 2)
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = math.sqrt(2.0) * torch.erfinv(2.0 * x - 1.0).flatten(1)
+        return z, -standard_normal_log_prob(z)
+
+    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = 0.5 * (1.0 + torch.erf(z / math.sqrt(2.0)))
+        return x.reshape(-1, *self.shape), standard_normal_log_prob(z)
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_uniform_images_cost_their_bits(bits):
+    x = torch.rand(3, 1, 2, 2, generator=source(), dtype=torch.float64)
+    for generator in (None, source(1)):
+        found = Uniform().bits_per_dim(x, bits, generator)
+        torch.testing.assert_close(found, torch.full((3,), float(bits), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_code_length_of_a_gaussian_in_closed_form(bits):
+    variance = 0.04
+    prior = GaussianPrior.from_covariance(
+        torch.full((1, 2, 2), 0.5, dtype=torch.float64), variance * torch.eye(4)
+    )
+    middle = (2 ** (bits - 1) + 0.5) / 2**bits
+    entropy = 0.5 * math.log2(2 * math.pi * variance)
+    wanted = bits + entropy + (middle - 0.5) ** 2 / (2 * variance * math.log(2))
+    x = from_bytes(torch.full((2, 1, 2, 2), 128, dtype=torch.uint8), torch.float64)
+    assert prior.bits_per_dim(x, bits).tolist() == pytest.approx([wanted, wanted])
+
+
+def test_expected_code_length_is_the_entropy():
+    pictures, mean, spread = levels(3000)
+    noisy = spread + torch.eye(SIZE, dtype=torch.float64) / (12 * 256**2)
+    prior = GaussianPrior.from_covariance(mean, noisy)
+    found = prior.bits_per_dim(pictures.double() / 255.0, 8, source()).mean()
+    entropy = MultivariateNormal(mean.flatten(), noisy).entropy() / (SIZE * math.log(2))
+    assert found.item() == pytest.approx(8 + entropy.item(), abs=0.02)
+
+
+def test_code_length_depends_on_the_noise_of_its_generator_alone(prior):
+    x = images(prior).clamp(0, 1)
+    first, again, other = (prior.bits_per_dim(x, 5, source(seed)) for seed in (1, 1, 2))
+    assert first.shape == (4,)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# Samples.
+
+
+def test_samples_repeat_with_their_seed(prior):
+    first, again, other = (prior.sample(3, generator=source(seed)) for seed in (1, 1, 2))
+    assert first.shape == (3, *prior.shape)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert 0.0 <= first.min() <= first.max() <= 1.0
+
+
+def test_samples_without_generator_follow_the_global_seed(prior):
+    torch.manual_seed(4)
+    first = prior.sample(2)
+    torch.manual_seed(4)
+    assert torch.equal(prior.sample(2), first)
+    assert not torch.equal(prior.sample(2), first)
+
+
+def test_samples_hold_no_gradient():
+    prior = flow_prior(False)
+    assert any(parameter.requires_grad for parameter in prior.parameters())
+    assert not prior.sample(2).requires_grad
+
+
+def test_temperature_scales_the_latents(prior):
+    hot, cold = (prior.latents(2, temperature, source(7)) for temperature in (1.0, 0.5))
+    assert hot.shape == (2, prior.dimensions)
+    assert hot.dtype == torch.float64
+    torch.testing.assert_close(cold, 0.5 * hot)
+
+
+def test_temperature_zero_is_the_middle(prior):
+    sample = prior.sample(2, temperature=0.0)
+    middle = prior.decode(torch.zeros(1, prior.dimensions, dtype=torch.float64))[0]
+    torch.testing.assert_close(sample, middle.clamp(0, 1).expand_as(sample))
+
+
+def test_latents_are_standard_normal():
+    z = gaussian(*SHAPE).latents(4000, generator=source())
+    assert abs(z.mean().item()) < 0.02
+    assert z.std().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_samples_of_a_gaussian_have_its_covariance():
+    prior = gaussian(1, 2, 3)
+    z = prior.latents(20_000, generator=source(1))
+    x = prior.decode(z)[0].flatten(1)
+    torch.testing.assert_close(x.mean(0), prior.mean.flatten(), rtol=0, atol=0.01)
+    torch.testing.assert_close(x.T.cov(), prior.covariance(), rtol=0, atol=0.002)
+
+
+# What priors are built of and given.
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.rand(1, 3, 2, 5), r"\(3, 2, 4\).*\(3, 2, 5\)"),
+        (torch.rand(1, 1, 2, 4), r"\(3, 2, 4\)"),
+        (torch.rand(*SHAPE), r"\(3, 2, 4\)"),
+        (torch.zeros(1, *SHAPE, dtype=torch.uint8), "floating-point"),
+        (torch.full((1, *SHAPE), torch.nan), "finite"),
+        (torch.full((1, *SHAPE), torch.inf), "finite"),
+    ],
+    ids=["width", "channels", "no batch", "integers", "nan", "infinite"],
+)
+def test_wrong_images_are_refused(x, message):
+    with pytest.raises(FlowmendError, match=message):
+        gaussian(*SHAPE).check_images(x)
+
+
+def test_right_images_are_accepted(prior):
+    x = images(prior)
+    kept = x.clone()
+    prior.check_images(x)
+    assert torch.equal(x, kept)
+
+
+def test_whitened_flow_without_gaussian_is_refused():
+    config = FlowConfig(**(FLOW.to_dict() | {"whiten": True}))
+    with pytest.raises(FlowmendError, match="Gaussian"):
+        FlowPrior(build_flow(config))
+
+
+def test_flow_prior_keeps_its_parts():
+    flow, card = build_flow(FLOW), {"name": "test"}
+    prior = FlowPrior(flow, card=card)
+    assert prior.flow is flow
+    assert prior.config is FLOW
+    assert prior.shape == FLOW.shape
+    assert prior.gaussian is None
+    card["name"] = "changed"
+    assert prior.card == {"name": "test"}
+
+
+def test_flow_prior_trains_the_flow_alone():
+    prior = flow_prior(True)
+    found = {id(parameter) for parameter in prior.parameters()}
+    assert found == {id(parameter) for parameter in prior.flow.parameters()}
+
+
+def test_initialise_of_a_prior_sets_its_flow():
+    prior = FlowPrior(build_flow(FLOW)).double()
+    x = images(prior, 30)
+    z = prior.initialise(x)
+    assert torch.equal(z, prior.encode(x)[0])
+    assert prior.flow.scales[0].layers[1].log_scale.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prior_follows_a_change_of_precision(dtype):
+    prior = flow_prior(True)
+    x = images(prior)
+    prior.decode(prior.encode(x)[0])
+    prior = prior.to(dtype)
+    back, logdet = prior.decode(prior.encode(x.to(dtype))[0])
+    assert back.dtype == logdet.dtype == dtype
+    torch.testing.assert_close(back, x.to(dtype), rtol=0, atol=1e-4)
+
+
+def test_whitening_has_no_parameters_and_no_saved_state():
+    layer = Whitening(torch.zeros(1, 1, 2), torch.eye(2))
+    assert isinstance(layer, Bijection)
+    assert list(layer.parameters()) == []
+    assert layer.state_dict() == {}
+
+
+# Value ranges.
+
+
+@given(st.integers(0, 255), st.integers(1, 8))
+@settings(deadline=None, max_examples=60)
+def test_dequantised_levels_stay_in_their_cell(level, bits):
+    x = from_bytes(torch.full((1, 1, 4, 4), level, dtype=torch.uint8), torch.float64)
+    cell = level // 2 ** (8 - bits)
+    noisy = dequantise(x, bits, source(level))
+    assert bool((torch.floor(noisy * 2**bits) == cell).all())
+    assert bool((noisy < 1.0).all())
+    middle = dequantise(x, bits)
+    assert bool((middle == (cell + 0.5) / 2**bits).all())
+
+
+def test_dequantisation_noise_is_uniform_and_repeatable():
+    x = torch.full((1, 1, 64, 64), 0.5)
+    noise = dequantise(x, 5, source(1)) * 32 - 16
+    assert noise.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert noise.var().item() == pytest.approx(1 / 12, abs=0.005)
+    assert torch.equal(dequantise(x, 5, source(1)), dequantise(x, 5, source(1)))
+    assert not torch.equal(dequantise(x, 5, source(1)), dequantise(x, 5, source(2)))
+
+
+def test_every_byte_survives_the_unit_range():
+    every = torch.arange(256, dtype=torch.uint8)
+    for dtype in (torch.float32, torch.float64):
+        x = from_bytes(every, dtype)
+        assert x.dtype == dtype
+        assert (x[0], x[-1]) == (0.0, 1.0)
+        assert torch.equal(to_bytes(x), every)
+        assert torch.equal(round_to_bytes(x), x)
+
+
+def test_bytes_round_and_clamp():
+    x = torch.tensor([-3.0, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 7.0])
+    assert to_bytes(x).tolist() == [0, 0, 1, 254, 255, 255]
+    assert round_to_bytes(x)[2].item() == pytest.approx(1 / 255)
+
+
+def test_centre_and_uncentre_are_inverse():
+    x = numbers(20)
+    torch.testing.assert_close(uncentre(centre(x)), x)
+    assert centre(torch.tensor([0.0, 1.0])).tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_quantisation_sigma_is_the_rounding_error(bits):
+    x = torch.rand(200_000, generator=source(), dtype=torch.float64)
+    top = 2**bits - 1
+    error = (x * top).round() / top - x
+    assert quantisation_sigma(bits) == pytest.approx(error.std().item(), rel=0.01)
