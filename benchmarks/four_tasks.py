@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(task: fm.tasks.Task, x: torch.Tensor, seed: int) -> torch.Tensor:
-    """Measurements as 8-bit files hold them, with the noise `flowmend degrade` gives each image."""
+    """Measurements as 8-bit files hold them, with the noise of `flowmend degrade`."""
     rows = []
     for index in range(len(x)):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -145,9 +145,10 @@ def render(arguments: argparse.Namespace) -> None:
     page = [
         "# Results",
         "",
-        "Written by `python benchmarks/four_tasks.py render benchmarks/results` from the JSON lines "
-        "in `benchmarks/results`; do not edit. True PSNR in dB ± standard error / SSIM, per image on "
-        "8 bits, then averaged. Measurements are 8-bit. *measurement* is doing nothing.",
+        "Written by `python benchmarks/four_tasks.py render benchmarks/results` from the JSON "
+        "lines in `benchmarks/results`; do not edit. True PSNR in dB ± standard error / SSIM, "
+        "per image on 8 bits, then averaged. Measurements are 8-bit. *measurement* is doing "
+        "nothing.",
     ]
     for (folder, images, prior, steps, seed), records in groups.items():
         made = records[-1]["made_with"]
@@ -172,7 +173,7 @@ def render(arguments: argparse.Namespace) -> None:
     (ROOT / "docs" / "results.md").write_text("\n".join(page) + "\n")
     shown = next(key for key in groups if key[2] == "faces32")
     text = (
-        f"PSNR in dB ± standard error / SSIM on {shown[1]} test faces of CelebA at 32×32, prior "
+        f"PSNR in dB ± standard error / SSIM on {shown[1]} test faces of CelebA at 32x32, prior "
         f"`{shown[2]}`, {shown[3]} steps:\n\n{table(groups[shown])}"
     )
     readme = ROOT / "README.md"

@@ -74,9 +74,6 @@ def bm3d(y: Tensor, sigma: float) -> Tensor:
     images = []
     for image in y.detach().cpu().double():
         values = image.permute(1, 2, 0).numpy()
-        if image.shape[0] == 3:
-            result = bm3d_rgb(values, sigma)
-        else:
-            result = denoise(values, sigma)
+        result = bm3d_rgb(values, sigma) if image.shape[0] == 3 else denoise(values, sigma)
         images.append(torch.as_tensor(result).reshape(values.shape).permute(2, 0, 1))
     return torch.stack(images).to(y)

@@ -6,7 +6,6 @@ A new task is a function that builds its operator and a line in :data:`TASKS`.
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor

@@ -454,7 +454,7 @@ def test_gigantic_configuration_is_refused_at_once(path, changes, monkeypatch):
     begun = time.monotonic()
     with pytest.raises(FlowmendError):
         load_prior(path)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(
