@@ -49,9 +49,7 @@ class Item:
             "psnr": self.psnr,
             "ssim": self.ssim,
             "input_psnr": self.input_psnr,
-            "status": self.status
-            if not self.warnings
-            else "; ".join([self.status, *self.warnings]),
+            "status": "; ".join([self.status, *self.warnings]),
         }
 
 

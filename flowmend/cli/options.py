@@ -29,7 +29,8 @@ _TASKS = "\n\n".join(f"[bold]{spec.name}[/]: {spec.title}." for spec in TASKS.va
 _METHODS = "\n\n".join(f"[bold]{method.name}[/]: {method.title}." for method in METHODS.values())
 
 Inputs = Annotated[
-    list[str], typer.Argument(metavar="INPUT", help="Pictures, .npy arrays or folders of them.")
+    list[str],
+    typer.Argument(metavar="INPUT", help="Pictures, .npy arrays or folders of them."),
 ]
 TaskName = Annotated[str, typer.Option("--task", "-t", help=f"What was done to it.\n\n{_TASKS}")]
 Sigma = Annotated[

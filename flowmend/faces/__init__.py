@@ -1,4 +1,4 @@
-"""Public-domain sample faces, 32x32, aligned as CelebA is; SOURCES.md tells where they are from."""
+"""Public-domain sample faces, 32x32, aligned as CelebA is; their sources are in SOURCES.md."""
 
 from importlib import resources
 

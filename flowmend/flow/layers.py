@@ -1,4 +1,4 @@
-"""The layers of a flow without a network inside: squeeze, actnorm, 1x1 convolution, affine maps."""
+"""Layers without a network inside: squeeze, actnorm, 1x1 convolution, affine maps."""
 
 import math
 
