@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import FlowmendError
-from .files import find_pictures, read_image, save_image
+from .files import PICTURES, find_pictures, read_image, save_image
 from .metrics import psnr, ssim
 from .prior import Prior
 from .report import Row, mean_or_none, panel, save_panel
@@ -53,10 +53,18 @@ class Item:
         }
 
 
-def find_items(inputs: list[str], out: Path, reference: Path | None = None) -> list[Item]:
+def find_items(
+    inputs: list[str], out: Path, reference: Path | None = None, arrays: bool = True
+) -> list[Item]:
     """Pairs every measurement with its output and its reference.
 
     Files inside a folder keep their place in it; the ending becomes ``.png``.
+
+    Args:
+        inputs: Files and folders.
+        out: Folder of the outputs.
+        reference: The truth, a file or a folder.
+        arrays: Whether ``.npy`` files in folders count.
 
     Raises:
         FlowmendError: If something does not exist, or two outputs would have the same name, or an
@@ -66,7 +74,7 @@ def find_items(inputs: list[str], out: Path, reference: Path | None = None) -> l
         raise FlowmendError(f"The reference '{reference}' does not exist.")
     items = []
     for given in map(Path, inputs):
-        for path in find_pictures([given], arrays=True):
+        for path in find_pictures([given], arrays=arrays):
             inside = path.relative_to(given) if given.is_dir() else Path(path.name)
             output = out / inside.with_suffix(".png")
             items.append(Item(path, output, _find_reference(reference, inside)))
@@ -91,10 +99,10 @@ def find_items(inputs: list[str], out: Path, reference: Path | None = None) -> l
 def _find_reference(reference: Path | None, inside: Path) -> Path | None:
     if reference is None or reference.is_file():
         return reference
-    for folder, name in ((reference / inside.parent, inside.stem), (reference, inside.stem)):
-        matches = sorted(path for path in folder.glob("*") if path.stem == name)
-        if matches:
-            return matches[0]
+    for name in (inside, Path(inside.name)):
+        for ending in (*PICTURES, inside.suffix, ".npy"):
+            if (reference / name).with_suffix(ending).is_file():
+                return (reference / name).with_suffix(ending)
     return reference / inside
 
 

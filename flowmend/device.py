@@ -14,8 +14,10 @@ def pick_device(name: str = "auto") -> torch.device:
         FlowmendError: If the name is unknown or the device is not there.
     """
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if _has_accelerator() else None
-        return torch.device("cpu") if accelerator is None else accelerator
+        if hasattr(torch, "accelerator"):
+            found = torch.accelerator.is_available()
+            return torch.accelerator.current_accelerator() if found else torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -24,10 +26,6 @@ def pick_device(name: str = "auto") -> torch.device:
             f"The device '{name}' cannot be used here: choose auto, cpu, or one of this machine's."
         ) from error
     return device
-
-
-def _has_accelerator() -> bool:
-    return hasattr(torch, "accelerator") and torch.accelerator.is_available()
 
 
 def default_precision(device: torch.device) -> str:

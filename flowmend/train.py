@@ -19,12 +19,16 @@ from .pixels import dequantise, grid
 from .prior import FlowPrior, GaussianPrior
 from .provenance import provenance
 from .recipes import RECIPES, Recipe
-from .weights import LARGEST_GAUSSIAN, load_prior, save_prior
+from .weights import load_prior, save_prior
 
 __all__ = ["RECIPES", "Recipe", "Run", "finish", "round_trip_error", "train"]
 
 Progress = Callable[[int, int, str], None]
 SAMPLES, SAMPLE_TEMPERATURE = 64, 0.8
+LARGEST_GAUSSIAN = 4096
+"""Images of more values than this get no Gaussian unless their flow whitens them."""
+LARGEST_WHITENED = 12288
+"""Images of more values than this are not whitened: the matrix would not fit in memory."""
 CHECKPOINT_SECONDS = 300.0
 
 
@@ -94,6 +98,7 @@ class Run:
         validation: Tensor,
         seed: int,
         device: str | torch.device,
+        progress: Progress | None = None,
     ) -> None:
         if images.shape[1:] != config.shape or validation.shape[1:] != config.shape:
             raise FlowmendError(f"Training images must have shape {config.shape}.")
@@ -106,7 +111,14 @@ class Run:
         self.steps = recipe.epochs * self.steps_per_epoch
         self.step, self.skipped, self.best, self.loss_sum = 0, 0, math.inf, 0.0
         self.gaussian: GaussianPrior | None = None
+        if config.whiten and config.dimensions > LARGEST_WHITENED:
+            raise FlowmendError(
+                f"Images of {config.dimensions:,} values are too large to whiten (at most "
+                f"{LARGEST_WHITENED:,}): train smaller ones, or choose the preset glow."
+            )
         if config.dimensions <= LARGEST_GAUSSIAN or config.whiten:
+            if progress is not None:
+                progress(0, self.steps, "fitting a Gaussian")
             self.gaussian = GaussianPrior.fit(images, config.bits, recipe.flip).to(self.device)
         flow = build_flow(config, seed)
         self.prior = FlowPrior(flow, self.gaussian).to(self.device)
@@ -306,7 +318,7 @@ def train(
             f"'{out}' already holds a training run: add --resume to continue it, or choose "
             "another folder."
         )
-    run = Run(out, config, recipe, images, validation, seed, device)
+    run = Run(out, config, recipe, images, validation, seed, device, progress)
     if resume:
         run.restore()
     begun = saved = time.monotonic()

@@ -24,8 +24,6 @@ __all__ = ["FORMAT", "find_weights", "load_prior", "save_prior", "shipped_priors
 
 FORMAT = "flowmend.prior.1"
 LARGEST_STEPS = 1024
-LARGEST_GAUSSIAN = 4096
-"""Images of more values than this get no Gaussian: its covariance would not fit in memory."""
 
 
 def shipped_priors() -> list[str]:

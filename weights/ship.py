@@ -1,6 +1,6 @@
 """Turns a training run into a prior that ships: half precision, measured again, with its card.
 
-    python weights/ship.py RUN VAL_FOLDER NAME.safetensors
+python weights/ship.py RUN VAL_FOLDER NAME.safetensors
 """
 
 import argparse

@@ -59,11 +59,11 @@ def degrade(
         scale=scale,
         measurements=measurements,
     )
-    items = find_items(inputs, out)
+    items = find_items(inputs, out / "reference", arrays=False)
     failed = 0
     with progress_bar("degrading") as progress:
         for index, item in enumerate(items):
-            inside = item.output.relative_to(out)
+            inside = item.output.relative_to(out / "reference")
             try:
                 if item.input.suffix == ".npy":
                     raise FlowmendError(f"'{item.input}' is an array; degrade takes pictures.")

@@ -39,8 +39,10 @@ def sample(
 
     Example: flowmend sample faces32 -n 32 --temperature 0.8 --out samples.png
     """
-    if count < 1 or columns < 1 or scale < 1:
-        raise FlowmendError("-n, --columns and --scale must be at least 1.")
+    if not 1 <= count <= 4096 or columns < 1 or not 1 <= scale <= 16:
+        raise FlowmendError(
+            "-n takes 1 to 4096 images, --scale 1 to 16, and --columns at least 1."
+        )
     if not 0 <= temperature < 100:
         raise FlowmendError(f"--temperature must be a number of at least 0, not {temperature}.")
     weights = load_prior(prior, pick_device(device))

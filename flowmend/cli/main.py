@@ -48,9 +48,18 @@ def main(arguments: list[str] | None = None) -> None:
     except FlowmendError as error:
         console.print(f"[bold red]flowmend:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         console.print("[bold red]flowmend:[/] stopped; what was finished is kept.")
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        console.print(
+            "[bold red]flowmend:[/] there is not enough memory for this: take fewer or smaller "
+            "images, or a smaller prior.",
+            soft_wrap=True,
+        )
+        sys.exit(1)
 
 
 def _hint(error: ClickException) -> str:
