@@ -26,24 +26,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     prior = fm.load(arguments.prior)
+    priors = {name: prior.at_precision(name) for name in ("float32", "bfloat16")}
     z = prior.latents(arguments.batch, 0.5, torch.Generator().manual_seed(0))
     y = prior.sample(arguments.batch, 0.5, torch.Generator().manual_seed(1))
 
     def decode(precision: str) -> None:
-        half = precision == "bfloat16"
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            prior.decode(z)
+        with torch.no_grad():
+            priors[precision].decode(z)
 
     def step(precision: str) -> None:
         minimise(
             likelihood(0.025),
             y,
             Identity(prior.shape),
-            prior,
+            priors[precision],
             z,
             steps=1,
             learning_rate=5e-3,
-            precision=precision,
         )
 
     timed: dict[str, Callable[[], None]] = {

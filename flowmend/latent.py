@@ -55,7 +55,6 @@ def minimise(
     steps: int,
     learning_rate: float,
     cosine: bool = False,
-    precision: str = "float32",
     progress: Progress | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], list[str]]:
     """Adam (beta 0.9, 0.999) on every image's objective, images independent of each other.
@@ -72,7 +71,6 @@ def minimise(
         steps: Number of steps, at least 1.
         learning_rate: Adam's.
         cosine: Whether it falls to zero along a cosine; the paper keeps it constant.
-        precision: ``"float32"`` or ``"bfloat16"`` for the coupling networks.
         progress: Called with (step, steps, what).
 
     Returns:
@@ -85,16 +83,13 @@ def minimise(
     stopped: list[int | None] = [None] * len(z)
     active = torch.ones(len(z), dtype=torch.bool, device=z.device)
     trace: dict[str, list[Tensor]] = {"objective": [], "data": [], "regulariser": []}
-    half = precision == "bfloat16"
     for step in range(steps):
         if cosine:
             factor = 0.5 * (1.0 + math.cos(math.pi * step / steps))
             adam.param_groups[0]["lr"] = learning_rate * factor
-        with torch.enable_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=half):
-            x, logdet = prior.decode(z)
-            residual = operator.A(x) - y
         with torch.enable_grad():
-            data, penalty = objective.terms(z, logdet, residual.to(z.dtype))
+            x, logdet = prior.decode(z)
+            data, penalty = objective.terms(z, logdet, operator.A(x) - y)
             value = data + penalty
             (gradient,) = torch.autograd.grad(value.sum(), z)
         with torch.no_grad():

@@ -203,12 +203,11 @@ def solve(
         objective,
         y,
         operator,
-        prior,
+        prior.at_precision(precision),
         first,
         steps=settings["steps"],
         learning_rate=settings["learning_rate"],
         cosine=cosine,
-        precision=precision,
         progress=progress,
     )
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """What is known about clean images before any measurement: a density p(x) with a latent space."""
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from .flow import (
     Bijection,
     Centre,
     Chain,
+    Conditioner,
     FlowConfig,
     MultiscaleFlow,
     Whitening,
@@ -39,6 +41,16 @@ class Prior(Bijection):
     def dimensions(self) -> int:
         """Number of values D of an image and of a latent."""
         return math.prod(self.shape)
+
+    def at_precision(self, precision: str) -> "Prior":
+        """The same prior with its networks in ``"float32"`` or ``"bfloat16"``.
+
+        Raises:
+            FlowmendError: If the precision is unknown.
+        """
+        if precision not in ("float32", "bfloat16"):
+            raise FlowmendError(f"Unknown precision '{precision}': choose float32 or bfloat16.")
+        return self
 
     def check_images(self, x: Tensor) -> None:
         """Raises :class:`FlowmendError` unless x is a finite float tensor (B, C, H, W)."""
@@ -210,6 +222,20 @@ class FlowPrior(Prior):
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.config.shape
+
+    def at_precision(self, precision: str) -> "FlowPrior":
+        """A copy whose coupling networks compute in bfloat16, all else as it was.
+
+        With ``"float32"`` the prior itself, as it is.
+        """
+        super().at_precision(precision)
+        if precision == "float32":
+            return self
+        twin = copy.deepcopy(self)
+        for module in twin.modules():
+            if isinstance(module, Conditioner):
+                module.to(torch.bfloat16)
+        return twin
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.chain.encode(x)

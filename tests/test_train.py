@@ -96,6 +96,13 @@ def interrupt_at(step):
     return progress
 
 
+def resume_counting(out, config, recipe):
+    """Resumes a run and returns the steps it took."""
+    told = []
+    start(out, config, recipe, resume=True, progress=lambda *told_now: told.append(told_now))
+    return [done for done, _, what in told if what.startswith("epoch")]
+
+
 # It learns, and writes what it says.
 
 
@@ -153,9 +160,9 @@ def test_log_has_a_line_for_each_epoch(finished):
 
 
 def test_progress_counts_every_step(finished):
-    assert [done for done, _, _ in finished["steps"]] == list(range(1, 33))
-    assert {total for _, total, _ in finished["steps"]} == {32}
-    assert [what for _, _, what in finished["steps"]][3:5] == ["epoch 1", "epoch 2"]
+    fit, *steps = finished["steps"]
+    assert fit == (0, 32, "fitting a Gaussian")
+    assert steps == [(step, 32, f"epoch {(step + 3) // 4}") for step in range(1, 33)]
 
 
 def test_samples_of_each_epoch_are_a_sheet(finished):
@@ -265,9 +272,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, uninterrupt
     # a step is saved before its progress is told, so nothing is repeated
     with pytest.raises(Interrupted):
         start(tmp_path, config, recipe, progress=interrupt_at(step))
-    steps = []
-    start(tmp_path, config, recipe, resume=True, progress=lambda *told: steps.append(told[0]))
-    assert steps == list(range(step + 1, STEPS + 1))
+    assert resume_counting(tmp_path, config, recipe) == list(range(step + 1, STEPS + 1))
     assert_same(result_of(tmp_path), wanted)
 
 
@@ -276,9 +281,8 @@ def test_steps_after_the_last_checkpoint_are_repeated(tmp_path, uninterrupted, s
     config, recipe, wanted = uninterrupted["strong"]
     with pytest.raises(Interrupted):
         start(tmp_path, config, recipe, progress=interrupt_at(step))
-    steps = []
-    start(tmp_path, config, recipe, resume=True, progress=lambda *told: steps.append(told[0]))
-    assert steps == list(range(step // 4 * 4 + 1, STEPS + 1))
+    first = step // 4 * 4 + 1
+    assert resume_counting(tmp_path, config, recipe) == list(range(first, STEPS + 1))
     assert_same(result_of(tmp_path), wanted)
 
 
@@ -426,6 +430,14 @@ def test_damaged_checkpoint_is_refused(interrupted, damage):
 def test_images_of_another_shape_are_refused(tmp_path, images, validation):
     with pytest.raises(FlowmendError, match=r"\(1, 8, 8\)"):
         train(images, validation, tmp_path, CONFIG, STRONG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_too_large_to_whiten_are_refused_before_any_work(tmp_path):
+    config = FlowConfig(height=128, width=128, steps=(0,), split=(False,), whiten=True)
+    images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+    with pytest.raises(FlowmendError, match="too large to whiten"):
+        train(images, images, tmp_path, config, STRONG)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -80,6 +80,8 @@ class Conditioner(nn.Module):
         return functional.relu(h)
 
     def forward(self, h: Tensor) -> Tensor:
+        """From (B, channels, H, W) to (B, outputs, H, W), in the precision of the weights."""
+        h = h.to(self.first.weight.dtype)
         h = self._normed(self.first, self.norms[0], h, self.shuffle)
         for convolution, norm in zip(self.middle, self.norms[1:], strict=True):
             h = self._normed(convolution, norm, h, 1)
