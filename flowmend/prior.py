@@ -148,38 +148,126 @@ class GaussianPrior(Prior):
 
     @classmethod
     def fit(
-        cls, images: Tensor, bits: int = 5, flip: bool = True, shrinkage: float | None = None
+        cls,
+        images: Tensor,
+        bits: int = 5,
+        flip: bool = True,
+        smoothing: float | None = None,
+        shrinkage: float | None = None,
     ) -> "GaussianPrior":
         """Fits mean and covariance to uint8 images (N, C, H, W).
 
-        The covariance is shrunk towards a multiple of the identity by the Ledoit-Wolf rule, and
-        carries the variance of the dequantisation noise of ``bits``-bit training.
-
-        Source: A well-conditioned estimator for large-dimensional covariance matrices (Ledoit
-        and Wolf, 2004), https://doi.org/10.1016/S0047-259X(03)00096-4
+        The sample covariance of a few thousand images fits them too closely. A share ``smoothing``
+        of it is replaced by that of the same images shifted by one pixel, a share ``shrinkage`` of
+        the result by a multiple of the identity, and the variance of the dequantisation noise is
+        added. A share left None is the one of a short list under which a tenth of the images,
+        held out, is likeliest.
 
         Args:
             images: Training images, uint8.
             bits: Bits per channel of the flow that stands on this prior.
             flip: Whether mirrored images count too.
-            shrinkage: Weight of the identity, in [0, 1]; None takes the Ledoit-Wolf estimate.
+            smoothing: Weight of the shifted images, in [0, 1].
+            shrinkage: Weight of the identity, in [0, 1].
         """
-        x = dequantise(images.float() / 255.0, bits).double()
-        if flip:
-            x = torch.cat([x, x.flip(-1)])
-        count, size = len(x), x[0].numel()
-        mean = x.mean(0)
-        centred = (x - mean).flatten(1)
-        covariance = centred.T @ centred / count
-        scale = covariance.diagonal().mean()
-        if shrinkage is None:
-            spread = covariance.square().sum() - size * scale.square()
-            noise = centred.square().sum(1).square().sum() / count - covariance.square().sum()
-            noise = noise / (len(images) if flip else count)
-            shrinkage = float((noise / spread).clamp(0.0, 1.0)) if spread > 0 else 1.0
-        covariance.mul_(1.0 - shrinkage)
-        covariance.diagonal().add_(shrinkage * scale + 1.0 / (12.0 * 4.0**bits))
-        return cls.from_covariance(mean.float(), covariance)
+        shape = tuple(images.shape[1:])
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        tenth = len(images) // 10
+        held, rest = images[order[:tenth]], images[order[tenth:]]
+        moments = _Moments(rest, bits, flip)
+        if tenth and (smoothing is None or shrinkage is None):
+            second = _Moments(held, bits, flip).second_about(moments.mean)
+            smoothing, shrinkage = _likeliest(
+                moments.covariance, second, shape, bits, smoothing, shrinkage
+            )
+        elif smoothing is None or shrinkage is None:
+            smoothing, shrinkage = smoothing or 0.0, 0.5 if shrinkage is None else shrinkage
+        moments = _Moments(images, bits, flip)
+        covariance = _regularised(moments.covariance, shape, bits, smoothing, shrinkage)
+        return cls.from_covariance(moments.mean.reshape(shape).float(), covariance)
+
+
+class _Moments:
+    """Mean (D,) and covariance (D, D) of uint8 images, in float64, a thousand at a time."""
+
+    def __init__(self, images: Tensor, bits: int, flip: bool) -> None:
+        parts = images.split(1024)
+        count = len(images) * (2 if flip else 1)
+        self.mean = sum(self._values(part, bits, flip).sum(0) for part in parts) / count
+        self.covariance = self.mean.new_zeros(len(self.mean), len(self.mean))
+        for part in parts:
+            x = self._values(part, bits, flip) - self.mean
+            self.covariance.addmm_(x.T, x)
+        self.covariance.div_(count)
+
+    @staticmethod
+    def _values(images: Tensor, bits: int, flip: bool) -> Tensor:
+        x = dequantise(images.double() / 255.0, bits)
+        return (torch.cat([x, x.flip(-1)]) if flip else x).flatten(1)
+
+    def second_about(self, centre: Tensor) -> Tensor:
+        """Second moment (D, D) about another centre (D,)."""
+        step = self.mean - centre
+        return self.covariance + torch.outer(step, step)
+
+
+def _regularised(
+    covariance: Tensor,
+    shape: tuple[int, int, int],
+    bits: int,
+    smoothing: float,
+    shrinkage: float,
+) -> Tensor:
+    """The covariance that :meth:`GaussianPrior.fit` describes."""
+    if smoothing:
+        covariance = covariance.lerp(_average_over_shifts(covariance, shape), smoothing)
+    scale = covariance.diagonal().mean()
+    covariance = covariance * (1.0 - shrinkage)
+    covariance.diagonal().add_(shrinkage * scale + 1.0 / (12.0 * 4.0**bits))
+    return covariance
+
+
+def _likeliest(
+    covariance: Tensor,
+    second: Tensor,
+    shape: tuple[int, int, int],
+    bits: int,
+    smoothing: float | None,
+    shrinkage: float | None,
+) -> tuple[float, float]:
+    """The shares under which held-out images with that second moment are likeliest."""
+
+    def surprise(shares: tuple[float, float]) -> float:
+        try:
+            factor = torch.linalg.cholesky(_regularised(covariance, shape, bits, *shares))
+        except torch.linalg.LinAlgError:
+            return math.inf
+        spread = torch.cholesky_solve(second, factor).diagonal().sum()
+        return float(2.0 * factor.diagonal().log().sum() + spread)
+
+    first = 0.0 if shrinkage is None else shrinkage
+    candidates = (0.0, 0.3, 0.6, 0.9) if smoothing is None else (smoothing,)
+    smoothing = min(candidates, key=lambda share: surprise((share, first)))
+    candidates = (0.0, 1e-3, 1e-2, 1e-1, 0.5) if shrinkage is None else (shrinkage,)
+    return smoothing, min(candidates, key=lambda share: surprise((smoothing, share)))
+
+
+def _average_over_shifts(covariance: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The covariance (D, D) of images shifted by a pixel, mean over the eight directions.
+
+    Pixels that a shift uncovers repeat the edge.
+    """
+    channels, height, width = shape
+    index = torch.arange(channels * height * width).reshape(shape)
+    total = torch.zeros_like(covariance)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            if down or right:
+                rows = (torch.arange(height) + down).clamp(0, height - 1)
+                columns = (torch.arange(width) + right).clamp(0, width - 1)
+                taken = index[:, rows][:, :, columns].flatten()
+                total += covariance[taken][:, taken]
+    return total / 8.0
 
 
 class FlowPrior(Prior):

@@ -26,11 +26,11 @@ class Recipe:
         precision: ``"float32"`` or ``"bfloat16"`` (the coupling networks only).
     """
 
-    epochs: int = 60
+    epochs: int = 20
     batch: int = 32
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
+    weight_decay: float = 0.1
     warmup: int = 200
     cosine: bool = True
     averaging: float = 0.998
@@ -64,6 +64,7 @@ RECIPES: dict[str, Recipe] = {
         betas=(0.5, 0.999),
         warmup=0,
         cosine=False,
+        weight_decay=0.0,
         averaging=0.0,
         flip=False,
         clip=0.0,

@@ -118,7 +118,7 @@ PRESETS: dict[str, FlowConfig] = {
     "whitened": FlowConfig(
         steps=(8, 6, 4),
         split=(False, False, False),
-        hidden=(160, 192, 256),
+        hidden=(128, 160, 96),
         depth=3,
         permutation="conv1x1",
         scale="bounded",
