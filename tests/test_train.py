@@ -486,13 +486,15 @@ def poison(monkeypatch, steps, how=torch.nan):
             return value
         if how == "gradient":  # a finite value whose gradient is 0 / 0
             return value + (0.0 * value).clamp(min=0.0).sqrt()
+        if how == "value":  # the reverse: a gradient that looks sound
+            return value + torch.nan
         return value * how
 
     monkeypatch.setattr(FlowPrior, "log_prob", poisoned)
     return losses
 
 
-@pytest.mark.parametrize("how", [torch.nan, torch.inf, "gradient"], ids=str)
+@pytest.mark.parametrize("how", [torch.nan, torch.inf, "gradient", "value"], ids=str)
 @pytest.mark.parametrize("recipe", [STRONG, PAPER], ids=["strong", "paper"])
 def test_step_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, recipe, how):
     run = run_in(tmp_path, recipe=recipe)

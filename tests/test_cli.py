@@ -1,0 +1,480 @@
+"""The commands from files to files: degrade, restore, sample, score, info and train."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIDE, leftovers, save_png, smooth_images
+from PIL import Image
+from safetensors.torch import load_file
+
+import flowmend as fm
+from flowmend.files import read_image
+from flowmend.train import Run
+
+NAMES = ("a", "b", "inside/c")
+QUICK = ("--steps", 3, "--device", "cpu", "--precision", "float32")
+TOP = {"task": str, "method": str, "prior": str, "steps": int, "seconds": float}
+EACH = {"psnr", "ssim", "input_psnr"}
+
+
+@pytest.fixture
+def degrade(run, clean_folder, tmp_path):
+    """Degrades the clean pictures and returns the folder of the results."""
+
+    def call(task, *options, out="try"):
+        folder = tmp_path / out
+        outcome = run(
+            "degrade", clean_folder, "--task", task, "--size", SIDE, "--out", folder, *options
+        )
+        assert outcome.code == 0, outcome.err
+        return folder
+
+    return call
+
+
+@pytest.fixture
+def restore(run, tiny_prior_path, tmp_path):
+    """Restores something with the tiny prior; returns the outcome, its results and its folder."""
+
+    def call(inputs, task, *options, out="restored", quick=QUICK):
+        results = tmp_path / f"{out}.json"
+        places = ["--out", tmp_path / out, "--json", results, "--prior", tiny_prior_path]
+        outcome = run("restore", inputs, "--task", task, *places, *quick, *options)
+        values = json.loads(results.read_text()) if results.exists() else None
+        return outcome, values, tmp_path / out
+
+    return call
+
+
+def check_schema(values):
+    for key, kind in TOP.items():
+        assert type(values[key]) is kind, key
+    assert {"images", "mean"} <= set(values)
+    assert set(values["mean"]) == EACH
+    for image in values["images"]:
+        assert {"input", "output", "status"} | EACH <= set(image)
+        assert type(image["input"]) is str
+        assert type(image["status"]) is str
+    for record in [*values["images"], values["mean"]]:
+        assert all(record[name] is None or type(record[name]) is float for name in EACH)
+
+
+# degrade and restore
+
+
+@pytest.mark.parametrize("task", fm.TASKS)
+def test_degrade_then_restore(task, degrade, restore, tiny_prior_path, tmp_path):
+    folder = degrade(task)
+    for name in NAMES:
+        reference = read_image(folder / "reference" / f"{name}.png")
+        assert reference.shape == (3, SIDE, SIDE)
+        assert (folder / "measurement" / f"{name}.png").is_file()
+        assert (folder / "measurement" / f"{name}.npy").is_file()
+    assert json.loads((folder / "degrade.json").read_text())["task"] == task
+    outcome, values, out = restore(
+        folder / "measurement", task, "--reference", folder / "reference"
+    )
+    assert outcome.code == 0, outcome.err
+    check_schema(values)
+    assert values["task"] == task
+    assert values["method"] == "likelihood"
+    assert values["prior"] == str(tiny_prior_path)
+    assert values["steps"] == 3
+    assert values["seconds"] > 0
+    assert len(values["images"]) == 3
+    for name, record in zip(NAMES, values["images"], strict=True):
+        assert record["input"] == str(folder / "measurement" / f"{name}.npy")
+        assert record["output"] == str(out / f"{name}.png")
+        assert record["status"] == "restored"
+        restored = read_image(record["output"])[None]
+        reference = read_image(folder / "reference" / f"{name}.png")[None]
+        assert restored.shape == reference.shape
+        assert record["psnr"] == pytest.approx(fm.psnr(restored, reference)[0], abs=1e-9)
+        assert record["ssim"] == pytest.approx(fm.ssim(restored, reference)[0], abs=1e-9)
+        y = torch.from_numpy(np.load(record["input"]))[None]
+        picture = fm.make_task(task, (3, SIDE, SIDE)).picture(y)
+        assert record["input_psnr"] == pytest.approx(fm.psnr(picture, reference)[0], abs=1e-9)
+    for name in EACH:
+        mean = sum(record[name] for record in values["images"]) / 3
+        assert values["mean"][name] == pytest.approx(mean)
+    with Image.open(out / "report.png") as report:
+        assert report.size[1] > 3 * 128
+    assert "3 of 3 restored" in outcome.err
+    assert f"{values['mean']['psnr']:.2f}" in outcome.err
+    assert leftovers(tmp_path) == []
+
+
+def test_measurements_are_what_the_task_makes(degrade):
+    plain, noisy = degrade("deblur", "--kernel", "box:5"), None
+    noisy = degrade("deblur", "--kernel", "box:5", "--sigma", 0.05, out="noisy")
+    task = fm.make_task("deblur", (3, SIDE, SIDE), kernel="box:5")
+    noise = []
+    for name in NAMES:
+        x = read_image(plain / "reference" / f"{name}.png")[None]
+        y = torch.from_numpy(np.load(plain / "measurement" / f"{name}.npy"))
+        assert torch.allclose(y, task.operator.A(x)[0], rtol=0, atol=1e-7)
+        shown = read_image(plain / "measurement" / f"{name}.png")
+        assert (shown - y.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+        noise.append(torch.from_numpy(np.load(noisy / "measurement" / f"{name}.npy")) - y)
+    assert float(torch.stack(noise).std()) == pytest.approx(0.05, rel=0.1)
+    assert not torch.equal(noise[0], noise[1]), "each picture has noise of its own"
+
+
+def test_grey_measurements_and_a_grey_prior(degrade, run, tmp_path):
+    from conftest import tiny_prior
+
+    prior = fm.save(tmp_path / "grey.safetensors", tiny_prior(channels=1))
+    folder = degrade("denoise", "--channels", 1)
+    assert np.load(folder / "measurement" / "a.npy").shape == (1, SIDE, SIDE)
+    out = tmp_path / "restored"
+    outcome = run(
+        "restore", folder / "measurement", "-t", "denoise", "-o", out, "-p", prior, *QUICK
+    )
+    assert outcome.code == 0, outcome.err
+    with Image.open(out / "a.png") as picture:
+        assert (picture.mode, picture.size) == ("L", (SIDE, SIDE))
+
+
+def test_metrics_are_null_without_a_reference(degrade, restore):
+    folder = degrade("denoise")
+    outcome, values, out = restore(folder / "measurement", "denoise")
+    assert outcome.code == 0
+    check_schema(values)
+    for record in [*values["images"], values["mean"]]:
+        assert {record[name] for name in EACH} == {None}
+    assert (out / "report.png").is_file()
+    assert "PSNR" not in outcome.err
+
+
+def test_one_file_with_one_reference(degrade, restore):
+    folder = degrade("denoise")
+    outcome, values, out = restore(
+        folder / "measurement" / "b.png",
+        "denoise",
+        "--reference",
+        folder / "reference" / "b.png",
+    )
+    assert outcome.code == 0, outcome.err
+    assert [record["output"] for record in values["images"]] == [str(out / "b.png")]
+    assert values["mean"]["psnr"] == values["images"][0]["psnr"] > 5
+
+
+def test_an_exact_match_is_null_and_not_infinite(restore, tmp_path):
+    """JSON knows no infinity: a restoration equal to the truth has no PSNR."""
+    image = torch.full((3, SIDE, SIDE), 100 / 255)
+    measurement = save_png(tmp_path / "in" / "flat.png", image)
+    outcome, values, _ = restore(
+        measurement, "denoise", "--reference", measurement, "--method", "pinv", quick=()
+    )
+    assert outcome.code == 0, outcome.err
+    assert values["images"][0]["psnr"] is None
+    assert values["images"][0]["ssim"] == pytest.approx(1.0)
+    assert values["mean"]["psnr"] is None
+
+
+def test_arrays_are_preferred_in_folders(degrade, restore):
+    folder = degrade("denoise")
+    exact, values, out = restore(folder / "measurement", "denoise")
+    assert exact.code == 0
+    assert all(record["input"].endswith(".npy") for record in values["images"])
+    before = (out / "a.png").read_bytes()
+    for name in NAMES:
+        save_png(folder / "measurement" / f"{name}.png", torch.zeros(3, SIDE, SIDE))
+    again = restore(folder / "measurement", "denoise", out="again")[2]
+    assert (again / "a.png").read_bytes() == before
+    picture = restore(folder / "measurement" / "a.png", "denoise", out="picture")[2]
+    assert (picture / "a.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("method", fm.METHODS)
+def test_every_method_restores(method, degrade, restore):
+    if method == "bm3d":
+        pytest.importorskip("bm3d")
+    folder = degrade("denoise")
+    closed = fm.METHODS[method].steps == 0
+    quick = ("--device", "cpu") if closed else QUICK
+    outcome, values, out = restore(
+        folder / "measurement" / "a.npy", "denoise", "--method", method, quick=quick
+    )
+    assert outcome.code == 0, outcome.err
+    assert values["method"] == method
+    assert values["steps"] == (0 if closed else 3)
+    assert (out / "a.png").is_file()
+
+
+def test_map_with_the_right_noise_helps(degrade, restore):
+    folder = degrade("denoise", "--sigma", 0.1)
+    _, values, _ = restore(
+        folder / "measurement",
+        "denoise",
+        *("--method", "map", "--sigma", 0.1, "--reference", folder / "reference"),
+        quick=("--steps", 40, "--device", "cpu", "--precision", "float32"),
+    )
+    assert values["mean"]["psnr"] > values["mean"]["input_psnr"] + 2
+    assert values["mean"]["ssim"] > 0.5
+
+
+def test_the_papers_border_passes_through(degrade, restore):
+    folder = degrade("deblur", "--boundary", "paper")
+    options = ("--method", "lmmse", "--reference", folder / "reference")
+    right = restore(
+        folder / "measurement", "deblur", "--boundary", "paper", *options, out="right", quick=()
+    )[1]
+    wrong = restore(
+        folder / "measurement", "deblur", "--boundary", "zero", *options, out="wrong", quick=()
+    )[1]
+    assert right["mean"]["psnr"] > wrong["mean"]["psnr"] + 3
+
+
+def test_the_seed_makes_runs_repeatable(degrade, restore):
+    first, same, other = (
+        degrade("denoise", "--seed", seed, out=out)
+        for seed, out in ((3, "one"), (3, "two"), (4, "three"))
+    )
+    for name in NAMES:
+        place = f"measurement/{name}.npy"
+        assert (first / place).read_bytes() == (same / place).read_bytes()
+        assert (first / place).read_bytes() != (other / place).read_bytes()
+        place = f"reference/{name}.png"
+        assert (first / place).read_bytes() == (other / place).read_bytes()
+    folders = [
+        restore(first / "measurement", "denoise", "--seed", seed, out=out)[2]
+        for seed, out in ((3, "x"), (3, "y"), (4, "z"))
+    ]
+    for name in NAMES:
+        contents = [(folder / f"{name}.png").read_bytes() for folder in folders]
+        assert contents[0] == contents[1]
+        assert contents[0] != contents[2]
+
+
+def test_results_say_where_they_came_from(degrade, restore):
+    folder = degrade("denoise", "--seed", 9)
+    made = json.loads((folder / "degrade.json").read_text())
+    assert made["seed"] == 9
+    values = restore(folder / "measurement", "denoise", "--seed", 5)[1]
+    assert values["seed"] == 5
+    assert values["sigma"] == 0.1
+    assert values["precision"] == "float32"
+    for source in (made, values):
+        facts = source["made_with"]
+        assert facts["torch"] == torch.__version__
+        assert {"commit", "flowmend", "python", "device", "command"} <= set(facts)
+
+
+def test_inputs_are_left_alone(degrade, restore, clean_folder):
+    before = {path: path.read_bytes() for path in clean_folder.rglob("*.png")}
+    folder = degrade("denoise")
+    before |= {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    restore(folder / "measurement", "denoise", "--reference", folder / "reference")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+# sample, score and info
+
+
+def test_sample_draws_a_sheet(run, tiny_prior_path, tmp_path):
+    def draw(name, *options):
+        path = tmp_path / name
+        outcome = run(
+            "sample", tiny_prior_path, "-n", 5, "--columns", 3, "--scale", 2, "-o", path, *options
+        )
+        assert outcome.code == 0, outcome.err
+        return path
+
+    first = draw("first.png")
+    assert first.read_bytes() == draw("same.png").read_bytes()
+    assert first.read_bytes() != draw("other.png", "--seed", 1).read_bytes()
+    sheet = read_image(first)
+    assert sheet.shape == (3, 2 * (2 * SIDE + 2) + 2, 3 * (2 * SIDE + 2) + 2)
+    assert bool((sheet[:, -2 * SIDE - 2 :, -2 * SIDE - 4 :] == 1.0).all()), "five of six places"
+    side = 2 * SIDE
+    cold = read_image(draw("cold.png", "--temperature", 0))
+    images = [cold[:, 2 : 2 + side, left : left + side] for left in (2, side + 4)]
+    assert torch.equal(*images)
+    assert float(images[0].std()) > 0
+
+
+def test_score_prints_bits_per_dimension(run, tiny_prior_path, clean_folder, tmp_path):
+    results = tmp_path / "score.json"
+    outcome = run("score", tiny_prior_path, clean_folder, "--json", results, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    values = json.loads(results.read_text())
+    assert [image["input"] for image in values["images"]] == [
+        str(clean_folder / f"{name}.png") for name in NAMES
+    ]
+    bits = [image["bits_per_dim"] for image in values["images"]]
+    assert values["mean"] == pytest.approx(sum(bits) / 3)
+    lines = outcome.out.splitlines()
+    assert len(lines) == 4
+    for line, image in zip(lines, values["images"], strict=False):
+        assert line == f"{image['bits_per_dim']:.4f}  {image['input']}"
+    assert lines[3].startswith(f"{values['mean']:.4f}  mean of 3")
+    noise = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    noisy = save_png(tmp_path / "noise.png", noise)
+    outcome = run("score", tiny_prior_path, noisy, "--device", "cpu")
+    assert float(outcome.out.split()[0]) > max(bits) + 2
+
+
+def test_score_is_the_log_density(run, tiny_prior_path, tmp_path):
+    x = (smooth_images(1, 3, SIDE, SIDE, seed=3) * 255).round().float() / 255
+    path = save_png(tmp_path / "x.png", x[0])
+    outcome = run("score", tiny_prior_path, path, "--seed", 0, "--device", "cpu")
+    prior = fm.load(tiny_prior_path)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    spread = ((x * 255).round().div(8).floor() + noise) / 32
+    log_prob = float(prior.log_prob(spread))
+    wanted = 5 - log_prob / (3 * SIDE * SIDE * math.log(2))
+    assert float(outcome.out.split()[0]) == pytest.approx(wanted, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("paper", 32_736_864), ("glow", 33_780_096), ("whitened", None)]
+)
+def test_info_about_presets(run, name, parameters):
+    outcome = run("info", name, "--json")
+    assert outcome.code == 0
+    facts = json.loads(outcome.out)
+    with torch.device("meta"):
+        flow = fm.MultiscaleFlow(fm.preset(name))
+    counted = sum(math.prod(parameter.shape) for parameter in flow.parameters())
+    assert facts["parameters"] == counted
+    if parameters is not None:
+        assert facts["parameters"] == parameters
+    assert fm.FlowConfig.from_dict(facts["config"]) == fm.preset(name)
+    table = run("info", name)
+    assert table.code == 0
+    assert f"{counted:,}" in table.out
+
+
+def test_info_about_a_prior(run, tiny_prior_path):
+    outcome = run("info", tiny_prior_path, "--json")
+    assert outcome.code == 0, outcome.err
+    facts = json.loads(outcome.out)
+    prior = fm.load(tiny_prior_path)
+    assert facts["parameters"] == sum(value.numel() for value in prior.flow.parameters())
+    assert facts["bytes"] == tiny_prior_path.stat().st_size
+    assert facts["gaussian"] is True
+    assert 0 <= facts["sample_round_trip_error"] < 1e-4
+    assert fm.FlowConfig.from_dict(facts["config"]) == prior.config
+    assert facts["card"]["name"] == "tiny"
+    card = json.loads(tiny_prior_path.with_suffix(".json").read_text())
+    assert facts["sha256"] == card["sha256"]
+    table = run("info", tiny_prior_path)
+    assert table.code == 0
+    assert f"{facts['parameters']:,}" in table.out
+
+
+# train
+
+TRAINING = (
+    *("--size", 8, "--steps", "1,1", "--hidden", 4, "--depth", 2, "--epochs", 2, "--batch", 4),
+    *("--device", "cpu", "--precision", "float32"),
+)
+
+
+@pytest.fixture
+def training_folder(tmp_path):
+    folder = tmp_path / "training"
+    for index, image in enumerate(smooth_images(10, 3, 9, 12, seed=2)):
+        save_png(folder / f"{index}.png", image)
+    return folder
+
+
+def test_train_from_a_folder_to_a_restoration(run, training_folder, tmp_path):
+    out = tmp_path / "prior"
+    outcome = run("train", training_folder, "--out", out, *TRAINING)
+    assert outcome.code == 0, outcome.err
+    assert "9 training and 1 held-out" in outcome.err
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert all(math.isfinite(record["val_bits_per_dim"]) for record in log)
+    with Image.open(out / "samples" / "epoch-0002.png") as samples:
+        assert samples.size == (8 * 10 + 2, 8 * 10 + 2)
+    card = json.loads((out / "prior.json").read_text())
+    assert card["val_bits_per_dim"] == round(min(r["val_bits_per_dim"] for r in log), 4)
+    assert card["round_trip_error"] < 1e-4
+    assert card["training_images"] == 9
+    prior = fm.load(out)
+    assert prior.shape == (3, 8, 8)
+    assert prior.config.hidden == 4
+    restored = tmp_path / "restored"
+    measurement = save_png(tmp_path / "y.png", smooth_images(1, 3, 8, 8)[0])
+    outcome = run("restore", measurement, "-t", "denoise", "-o", restored, "-p", out, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert read_image(restored / "y.png").shape == (3, 8, 8)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_run_is_not_overwritten_and_resuming_a_finished_one_changes_nothing(
+    run, training_folder, tmp_path
+):
+    out = tmp_path / "prior"
+    assert run("train", training_folder, "--out", out, *TRAINING).code == 0
+    weights = load_file(out / "prior.safetensors")
+    again = run("train", training_folder, "--out", out, *TRAINING)
+    assert again.code == 1
+    assert "--resume" in again.err
+    assert run("train", training_folder, "--out", out, "--resume", *TRAINING).code == 0
+    after = load_file(out / "prior.safetensors")
+    assert all(torch.equal(after[key], value) for key, value in weights.items())
+    other = run("train", training_folder, "--out", out, "--resume", "--seed", 1, *TRAINING)
+    assert other.code == 1
+    assert "other settings" in other.err
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    run, training_folder, tmp_path, monkeypatch
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run("train", training_folder, "--out", whole, *TRAINING).code == 0
+    advance = Run.advance
+
+    def interrupted(self):
+        if self.step == self.steps_per_epoch:
+            raise KeyboardInterrupt
+        advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "advance", interrupted)
+        outcome = run("train", training_folder, "--out", broken, *TRAINING)
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+    assert len((broken / "log.jsonl").read_text().splitlines()) == 1
+    outcome = run("train", training_folder, "--out", broken, "--resume", *TRAINING)
+    assert outcome.code == 0, outcome.err
+    wanted = load_file(whole / "prior.safetensors")
+    found = load_file(broken / "prior.safetensors")
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    assert leftovers(tmp_path) == []
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    "command", ["restore", "degrade", "train", "sample", "score", "info", "demo"]
+)
+def test_every_command_has_help_with_an_example(run, command):
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert f"flowmend {command}" in outcome.out
+    assert "Example" in outcome.out
+    assert outcome.err == ""
+
+
+def test_help_names_tasks_methods_and_presets(run):
+    text = run("restore", "--help").out
+    for name in [*fm.TASKS, *fm.METHODS]:
+        assert name in text
+    assert "whitened" in run("train", "--help").out
+    assert "restore" in run("--help").out
+
+
+def test_no_arguments_show_the_help(run):
+    outcome = run()
+    assert "restore" in outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
