@@ -1,6 +1,7 @@
 """Imports go one way, from pixels to the command line, and importing has no side effects."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,7 @@ def cycles(graph):
     return found
 
 
+@functools.cache
 def real_graph():
     known = modules(ROOT)
     return {
@@ -192,7 +194,7 @@ FABRICATED = {
 @pytest.mark.parametrize(("name", "source", "phrase"), FABRICATED.values(), ids=FABRICATED)
 def test_the_check_notices(name, source, phrase):
     known = {**modules(ROOT), "secret": ROOT / "secret.py"}
-    graph = real_graph()
+    graph = dict(real_graph())
     graph[name] = graph.get(name, set()) | imported(name, source, known)
     found = complaints(graph)
     assert any(phrase in complaint for complaint in found), found

@@ -99,6 +99,22 @@ class FlowConfig:
         """Number of values D of an image, and of a latent."""
         return self.channels * self.height * self.width
 
+    def unflatten(self, z: Tensor) -> list[Tensor | None]:
+        """Splits a flat latent (B, D) into what leaves at each scale; None where nothing does."""
+        channels, height, width = self.shape
+        parts: list[Tensor | None] = []
+        start = 0
+        for last, split in enumerate(self.split, start=1 - len(self.split)):
+            channels, height, width = channels * 4, height // 2, width // 2
+            if not split and last != 0:
+                parts.append(None)
+                continue
+            channels = channels // 2 if split else channels
+            size = channels * height * width
+            parts.append(z[:, start : start + size].reshape(-1, channels, height, width))
+            start += size
+        return parts
+
     def to_dict(self) -> dict:
         """The configuration as plain values, for JSON."""
         return dataclasses.asdict(self)
@@ -121,7 +137,6 @@ PRESETS: dict[str, FlowConfig] = {
         hidden=(128, 160, 96),
         depth=3,
         permutation="conv1x1",
-        scale="bounded",
         positional=True,
         whiten=True,
     ),
@@ -190,26 +205,10 @@ class MultiscaleFlow(Bijection):
                 latents.append(latent.flatten(1))
         return torch.cat([*latents, x.flatten(1)], dim=1), total
 
-    def _unflatten(self, z: Tensor) -> list[Tensor]:
-        """The parts of a flat latent that leave at each scale; None where a scale has none."""
-        channels, height, width = self.config.shape
-        parts: list[Tensor | None] = []
-        start = 0
-        for last, split in enumerate(self.config.split, start=1 - len(self.config.split)):
-            channels, height, width = channels * 4, height // 2, width // 2
-            if not split and last != 0:
-                parts.append(None)
-                continue
-            channels = channels // 2 if split else channels
-            size = channels * height * width
-            parts.append(z[:, start : start + size].reshape(-1, channels, height, width))
-            start += size
-        return parts
-
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         total = z.new_zeros(z.shape[0])
         h: Tensor | None = None
-        for scale, part in zip(reversed(self.scales), reversed(self._unflatten(z)), strict=True):
+        for scale, part in zip(reversed(self.scales), reversed(self.config.unflatten(z)), strict=True):
             parts = [tensor for tensor in (h, part) if tensor is not None]
             h, logdet = scale.decode(torch.cat(parts, dim=1))
             total = total + logdet
