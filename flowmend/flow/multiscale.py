@@ -137,6 +137,7 @@ PRESETS: dict[str, FlowConfig] = {
         hidden=(128, 160, 96),
         depth=3,
         permutation="conv1x1",
+        scale="bounded",
         positional=True,
         whiten=True,
     ),
