@@ -164,12 +164,13 @@ def restore_items(
     method: str,
     *,
     steps: int | None = None,
+    start: str | None = None,
     precision: str = "float32",
     seed: int = 0,
     device: str | torch.device = "cpu",
     batch: int = 32,
     progress: Progress | None = None,
-) -> float:
+) -> tuple[float, dict[str, object]]:
     """Restores items in place, saving every batch as it is done; a bad file harms no other.
 
     Args:
@@ -178,6 +179,7 @@ def restore_items(
         prior: The prior, on ``device``.
         method: A name of :data:`~flowmend.methods.METHODS`.
         steps: Steps of the latent optimisation.
+        start: Where it starts.
         precision: See :func:`~flowmend.methods.solve`.
         seed: Seed of the starts; an image's start depends on its place in the list only.
         device: Where to compute.
@@ -185,12 +187,12 @@ def restore_items(
         progress: Called with (done, total, what), in steps of the whole list.
 
     Returns:
-        Seconds spent restoring.
+        Seconds spent restoring, and the settings of :func:`~flowmend.methods.solve` as used.
     """
     for item in items:
         _read(item, task)
     ready = [item for item in items if item.measurement is not None]
-    seconds = 0.0
+    seconds, settings = 0.0, {}
     count = -(-len(ready) // batch)
     for index in range(count):
         part = ready[index * batch : (index + 1) * batch]
@@ -208,11 +210,13 @@ def restore_items(
             prior,
             method,
             steps=steps,
+            start=start,
             precision=precision,
             generator=generator,
             progress=move,
         )
         seconds += time.monotonic() - begun
+        settings = solution.settings
         pictures = task.picture(y).cpu()
         for item, x, status, picture in zip(
             part, solution.x.cpu(), solution.status, pictures, strict=True
@@ -225,7 +229,7 @@ def restore_items(
                 item.psnr = psnr(x[None], item.reference[None])[0]
                 item.ssim = ssim(x[None], item.reference[None])[0]
                 item.input_psnr = psnr(picture[None], item.reference[None])[0]
-    return seconds
+    return seconds, settings
 
 
 def results(items: list[Item]) -> dict:

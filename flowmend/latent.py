@@ -40,7 +40,7 @@ def start_latents(
             )
         return start.detach().clone()
     if start not in STARTS:
-        raise FlowmendError(f"Unknown start '{start}': choose from {', '.join(STARTS)}.")
+        raise FlowmendError(f"Unknown start '{start}': choose from {', '.join(STARTS)}, lmmse.")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     return prior.latents(count, STARTS[start], generator)
 

@@ -16,7 +16,7 @@ from .operators import LinearOperator
 from .prior import Prior
 from .solution import Solution
 
-__all__ = ["METHODS", "Method", "find_method", "solve"]
+__all__ = ["METHODS", "Method", "default_settings", "find_method", "solve"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -104,6 +104,48 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+LMMSE_START: dict[str, object] = {
+    "start": "lmmse",
+    "steps": 100,
+    "learning_rate": 3e-3,
+    "cosine": True,
+}
+"""How a latent optimisation goes on from the closed-form solution of the Gaussian prior."""
+
+
+def default_settings(
+    method: str, prior: Prior, start: str | Tensor | None = None
+) -> dict[str, object]:
+    """Start, steps, learning rate, cosine and weight of a method where the user gives none.
+
+    They are the paper's, except that ``likelihood`` and ``map`` on a flow of whitened images
+    start at the LMMSE solution and take 100 short steps. Near the zero latent, where the paper
+    starts, such a flow finds images far likelier than any face, all of them smooth, and the
+    gradient does not lead out again.
+
+    Args:
+        method: A name of :data:`METHODS`, not a closed form.
+        prior: The prior.
+        start: The start the user asks for.
+    """
+    chosen = find_method(method)
+    settings: dict[str, object] = {
+        "start": chosen.start,
+        "steps": chosen.steps,
+        "learning_rate": chosen.learning_rate,
+        "cosine": False,
+        "weight": chosen.weight,
+    }
+    whitens = getattr(getattr(prior, "config", None), "whiten", False)
+    if start is None and whitens and chosen.name in ("likelihood", "map"):
+        start = "lmmse"
+    if isinstance(start, str) and start == "lmmse":
+        settings |= LMMSE_START
+    elif start is not None:
+        settings["start"] = start
+    return settings
+
+
 def _check(method: Method, operator: LinearOperator, prior: Prior, sigma: float) -> None:
     if not (math.isfinite(sigma) and sigma >= 0):
         raise FlowmendError(f"The noise level sigma must be a number of at least 0, not {sigma}.")
@@ -130,7 +172,7 @@ def solve(
     steps: int | None = None,
     learning_rate: float | None = None,
     start: str | Tensor | None = None,
-    cosine: bool = False,
+    cosine: bool | None = None,
     precision: str = "float32",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -147,9 +189,10 @@ def solve(
         method: A name of :data:`METHODS`.
         sigma: Standard deviation of the noise on the [0, 1] scale; ``map``, ``lmmse``, ``bm3d``.
         weight: Weight of the regulariser: alpha, gamma or beta. None takes the method's.
-        steps: Steps of the latent optimisation.
+        steps: Steps of the latent optimisation; None, here and below, takes
+            :func:`default_settings`.
         learning_rate: Adam's rate.
-        start: ``zero``, ``small``, ``random``, or latents (B, D).
+        start: ``zero``, ``small``, ``random``, ``lmmse``, or latents (B, D).
         cosine: Whether the rate falls to zero along a cosine.
         precision: ``"float32"`` or ``"bfloat16"`` for the coupling networks during the steps.
         generator: Source of the random start; None takes seed 0.
@@ -184,21 +227,20 @@ def solve(
         x = torch.nan_to_num(x).clamp(0.0, 1.0)
         seconds = time.monotonic() - begun
         return Solution(x, None, {}, status, seconds, method, {"sigma": sigma})
-    settings = {
-        "steps": chosen.steps if steps is None else steps,
-        "learning_rate": chosen.learning_rate if learning_rate is None else learning_rate,
-        "weight": chosen.weight if weight is None else weight,
-        "start": chosen.start if start is None else start,
-        "sigma": sigma,
-        "cosine": cosine,
-        "precision": precision,
-    }
+    settings = default_settings(method, prior, start)
+    given = {"steps": steps, "learning_rate": learning_rate, "weight": weight, "cosine": cosine}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings |= {"sigma": sigma, "precision": precision}
     if settings["steps"] < 1:
         raise FlowmendError(f"The number of steps must be at least 1, not {steps}.")
     if not settings["learning_rate"] > 0:
         raise FlowmendError("The learning rate must be above 0.")
     objective = chosen.objective(settings["weight"], sigma)
-    first = start_latents(settings["start"], len(y), prior, generator)
+    if isinstance(settings["start"], str) and settings["start"] == "lmmse":
+        with torch.no_grad():
+            first = prior.encode(_closed_form("lmmse", y, operator, prior, sigma))[0]
+    else:
+        first = start_latents(settings["start"], len(y), prior, generator)
     z, trace, status = minimise(
         objective,
         y,
@@ -207,7 +249,7 @@ def solve(
         first,
         steps=settings["steps"],
         learning_rate=settings["learning_rate"],
-        cosine=cosine,
+        cosine=settings["cosine"],
         progress=progress,
     )
     with torch.no_grad():

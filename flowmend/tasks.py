@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from .errors import FlowmendError
 from .kernels import parse_kernel, parse_mask
-from .methods import Progress, find_method, solve
+from .methods import Progress, default_settings, solve
 from .operators import Blur, Downsample, Grey, Identity, LinearOperator, Mask, Sense
 from .prior import Prior
 from .solution import Solution
@@ -235,6 +235,7 @@ def restore(
     method: str = "likelihood",
     *,
     steps: int | None = None,
+    start: str | Tensor | None = None,
     precision: str = "float32",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -248,8 +249,10 @@ def restore(
         method: A name of :data:`~flowmend.methods.METHODS`.
 
     Keyword Args:
-        steps: Steps of the latent optimisation; None takes the method's. With fewer, the learning
-            rate is raised in proportion (to 0.05 at most) and falls along a cosine.
+        steps: Steps of the latent optimisation; None takes the method's. With fewer than the
+            paper's 1500 the learning rate is raised in proportion (to 0.05 at most) and falls
+            along a cosine.
+        start: See :func:`~flowmend.methods.default_settings`.
         precision: See :func:`~flowmend.methods.solve`.
         generator: Source of the random start.
         progress: Called with (step, steps, what).
@@ -257,10 +260,10 @@ def restore(
     Raises:
         FlowmendError: As :func:`~flowmend.methods.solve`.
     """
-    chosen = find_method(method)
+    usual = default_settings(method, prior, start)
     strides: dict[str, float | bool] = {}
-    if steps is not None and 0 < steps < chosen.steps:
-        longer = chosen.learning_rate * chosen.steps / steps
+    if steps is not None and 0 < steps < usual["steps"] and not usual["cosine"]:
+        longer = usual["learning_rate"] * usual["steps"] / steps
         strides = {"learning_rate": min(LONGEST_STRIDE, longer), "cosine": True}
     offset = task.offset
     return solve(
@@ -270,6 +273,7 @@ def restore(
         method=method,
         sigma=task.sigma,
         steps=steps,
+        start=start,
         precision=precision,
         generator=generator,
         progress=progress,

@@ -32,7 +32,7 @@ def demo(
         "flowmend-demo"
     ),
     prior: o.PriorName = "faces32",
-    steps: Annotated[int, typer.Option(help="Steps a task; the paper takes 1500.")] = 100,
+    steps: Annotated[int, typer.Option(help="Steps a task; the paper takes 1500.")] = 60,
     seed: o.Seed = 0,
     device: o.Device = "auto",
 ) -> None:

@@ -11,7 +11,8 @@ from ..batch import Item, find_items, restore_items, results, save_report
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..files import read_image
-from ..methods import METHODS, find_method
+from ..latent import STARTS
+from ..methods import find_method
 from ..provenance import provenance
 from ..report import write_json
 from ..tasks import make_task
@@ -49,8 +50,16 @@ def restore(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps of the latent optimisation. Default: the paper's 1500. With fewer, the "
-            "strides grow in proportion and shorten towards the end."
+            help="Steps of the latent optimisation. Default: the paper's 1500, or 100 from the "
+            "start lmmse. With fewer than 1500 the strides grow in proportion."
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="First iterate: small (the paper's), zero, random, or lmmse, the closed-form "
+            "solution of the Gaussian prior. Default: lmmse for likelihood and map with a prior "
+            "that whitens, as faces32 does; else the method's own."
         ),
     ] = None,
     precision: Annotated[
@@ -79,6 +88,8 @@ def restore(
         raise FlowmendError(f"--steps must be at least 1, not {steps}.")
     if steps is not None and chosen.objective is None:
         raise FlowmendError(f"The method {method} is a closed form: it takes no --steps.")
+    if start is not None and start not in (*STARTS, "lmmse"):
+        raise FlowmendError(f"Unknown start '{start}': choose from {', '.join(STARTS)}, lmmse.")
     target = pick_device(device)
     precision = precision or default_precision(target)
     if precision not in ("float32", "bfloat16"):
@@ -95,22 +106,23 @@ def restore(
         scale=scale,
         measurements=_measurements(items) if task == "sense" else None,
     )
-    seconds = math.nan
+    seconds, settings = math.nan, {}
     try:
         with progress_bar("restoring") as progress:
-            seconds = restore_items(
+            seconds, settings = restore_items(
                 items,
                 work,
                 weights,
                 method,
                 steps=steps,
+                start=start,
                 precision=precision,
                 seed=seed,
                 device=target,
                 progress=progress,
             )
     finally:
-        taken = 0 if chosen.objective is None else (steps or METHODS[method].steps)
+        taken = settings.get("steps", 0)
         values = {
             "task": task,
             "method": method,
@@ -118,9 +130,9 @@ def restore(
             "steps": taken,
             "seconds": seconds,
             **results(items),
+            "settings": settings,
             "sigma": work.sigma,
             "seed": seed,
-            "precision": precision,
             "made_with": provenance(target),
         }
         if any(item.restored is not None for item in items):

@@ -209,7 +209,9 @@ class MultiscaleFlow(Bijection):
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         total = z.new_zeros(z.shape[0])
         h: Tensor | None = None
-        for scale, part in zip(reversed(self.scales), reversed(self.config.unflatten(z)), strict=True):
+        for scale, part in zip(
+            reversed(self.scales), reversed(self.config.unflatten(z)), strict=True
+        ):
             parts = [tensor for tensor in (h, part) if tensor is not None]
             h, logdet = scale.decode(torch.cat(parts, dim=1))
             total = total + logdet
