@@ -73,8 +73,12 @@ def find_items(
     if reference is not None and not reference.exists():
         raise FlowmendError(f"The reference '{reference}' does not exist.")
     items = []
+    seen: set[Path] = set()
     for given in map(Path, inputs):
         for path in find_pictures([given], arrays=arrays):
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
             inside = path.relative_to(given) if given.is_dir() else Path(path.name)
             output = out / inside.with_suffix(".png")
             items.append(Item(path, output, _find_reference(reference, inside)))

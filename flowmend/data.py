@@ -42,7 +42,8 @@ def load_folder(
             image = resize_and_crop(picture, config.height, config.width, config.channels)
             images.append(to_bytes(image))
         except FlowmendError as error:
-            problems.append(str(error))
+            problem = str(error)
+            problems.append(problem if str(path) in problem else f"'{path}': {problem}")
         if progress is not None:
             progress(index + 1, len(paths), "reading pictures")
     if not images:

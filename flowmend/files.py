@@ -83,8 +83,12 @@ def find_pictures(inputs: Iterable[str | Path], arrays: bool = False) -> list[Pa
                 and not path.name.startswith(".")
                 and path.is_file()
             )
-            lossless = {path.with_suffix("") for path in inside if path.suffix == ".npy"}
-            inside = [p for p in inside if p.suffix == ".npy" or p.with_suffix("") not in lossless]
+            lossless = {path.with_suffix("") for path in inside if path.suffix.lower() == ".npy"}
+            inside = [
+                path
+                for path in inside
+                if path.suffix.lower() == ".npy" or path.with_suffix("") not in lossless
+            ]
             if not inside:
                 raise FlowmendError(
                     f"The folder '{item}' holds no pictures ({' '.join(endings)})."
@@ -103,8 +107,11 @@ def _to_eight_bit(picture: Image.Image) -> Image.Image:
         values = np.asarray(picture, dtype=np.float64)
         if not np.isfinite(values).all():
             raise FlowmendError("it holds values that are not finite")
-        top = 1.0 if picture.mode == "F" and values.max() <= 1.0 else 65535.0
-        top = 255.0 if picture.mode == "I" and values.max() <= 255 else top
+        top = next(top for top in (1.0, 255.0, 65535.0, np.inf) if values.max() <= top)
+        if (picture.mode != "F" and top == 1.0) or picture.mode.startswith("I;16"):
+            top = 65535.0 if picture.mode.startswith("I;16") else 255.0
+        if not np.isfinite(top):
+            raise FlowmendError("its values are larger than those of a 16-bit picture")
         return Image.fromarray((values / top * 255.0).round().clip(0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -154,7 +161,7 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 def _read_array(path: Path) -> Tensor:
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
+    except Exception as error:  # whatever a damaged header makes numpy's parser raise
         raise FlowmendError(
             f"Cannot read '{path}': it is no plain array of numbers ({error})."
         ) from error
@@ -164,9 +171,11 @@ def _read_array(path: Path) -> Tensor:
         raise FlowmendError(
             f"Cannot use '{path}': arrays must be floating-point, in [0, 1], not {values.dtype}."
         )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if values.size == 0 or not np.isfinite(values).all():
         raise FlowmendError(f"Cannot use '{path}': it is empty or holds NaN or infinite values.")
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values)
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -176,7 +185,7 @@ def read_image(path: str | Path) -> Tensor:
         FlowmendError: With the reason the file cannot be used.
     """
     path = Path(path)
-    return _read_array(path) if path.suffix == ".npy" else _to_tensor(read_picture(path))
+    return _read_array(path) if path.suffix.lower() == ".npy" else _to_tensor(read_picture(path))
 
 
 def resize_and_crop(picture: Image.Image, height: int, width: int, channels: int = 3) -> Tensor:

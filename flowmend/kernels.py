@@ -30,7 +30,7 @@ def parse_kernel(text: str | Tensor) -> Tensor:
         kernel = text.double()
     elif text.startswith("box:"):
         side = _number(text[4:], "the kernel box:SIDE")
-        if side < 1 or side > 999 or side != int(side):
+        if not 1 <= side <= 999 or side != int(side):
             raise FlowmendError(f"The side of a box kernel must be 1, 2, 3, ..., not {text[4:]}.")
         kernel = torch.ones(int(side), int(side), dtype=torch.float64)
     elif text.startswith("gaussian:"):
@@ -81,7 +81,9 @@ def parse_mask(text: str | Tensor, shape: tuple[int, int, int]) -> Tensor:
         return mask
     image = read_image(text)
     image = image[None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[-2:] != (height, width):
+    if image.ndim != 3:
+        raise FlowmendError(f"The mask '{text}' is not a picture.")
+    if image.shape[-2:] != (height, width):
         raise FlowmendError(
             f"The mask '{text}' has {image.shape[-1]} x {image.shape[-2]} pixels; the images "
             f"have {width} x {height}."

@@ -44,6 +44,8 @@ class Recipe:
             raise FlowmendError("Training needs at least one epoch and one image a batch.")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise FlowmendError("The learning rate must be a positive number.")
+        if not self.weight_decay >= 0 or not math.isfinite(self.weight_decay):
+            raise FlowmendError("The weight decay must be a number of at least 0.")
         if self.precision not in ("float32", "bfloat16"):
             raise FlowmendError(
                 f"Unknown precision '{self.precision}': choose float32 or bfloat16."

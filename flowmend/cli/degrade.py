@@ -5,7 +5,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from ..batch import find_items
 from ..errors import FlowmendError
@@ -14,6 +13,7 @@ from ..provenance import provenance
 from ..report import write_json
 from ..tasks import make_task
 from . import options as o
+from .console import tell, warn
 from .progress import progress_bar
 
 __all__ = ["degrade"]
@@ -44,7 +44,6 @@ def degrade(
 
     Example: flowmend degrade photos/ --task deblur --kernel gaussian:1.6 --size 32 --out try/
     """
-    console = Console(stderr=True)
     if size < 1 or size > 8192:
         raise FlowmendError(f"--size must be between 1 and 8192 pixels, not {size}.")
     if channels not in (1, 3):
@@ -60,16 +59,26 @@ def degrade(
         measurements=measurements,
     )
     items = find_items(inputs, out / "reference", arrays=False)
+    originals = {item.input.resolve() for item in items}
+    for item in items:
+        inside = item.output.relative_to(out / "reference")
+        made = (out / "measurement" / inside, item.output)
+        if any(path.resolve() in originals for path in made):
+            raise FlowmendError(
+                f"'{inside}' in '{out}' is one of the inputs: choose another folder for --out."
+            )
     failed = 0
     with progress_bar("degrading") as progress:
         for index, item in enumerate(items):
             inside = item.output.relative_to(out / "reference")
             try:
-                if item.input.suffix == ".npy":
+                if item.input.suffix.lower() == ".npy":
                     raise FlowmendError(f"'{item.input}' is an array; degrade takes pictures.")
                 x = resize_and_crop(read_picture(item.input), size, size, channels)[None]
             except FlowmendError as error:
-                console.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
+                problem = str(error)
+                named = str(item.input) in problem
+                warn("skipped", problem if named else f"'{item.input}': {problem}")
                 failed += 1
                 continue
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -95,8 +104,6 @@ def degrade(
             "made_with": provenance(),
         },
     )
-    console.print(
-        f"{len(items) - failed} of {len(items)} pictures measured into '{out}'.", highlight=False
-    )
+    tell(f"{len(items) - failed} of {len(items)} pictures measured into '{out}'.")
     if failed:
         raise typer.Exit(1)

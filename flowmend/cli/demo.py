@@ -20,6 +20,7 @@ from ..report import Row, mean_or_none, panel, save_panel, write_json
 from ..tasks import make_task, restore
 from ..weights import load_prior
 from . import options as o
+from .console import tell
 from .progress import progress_bar
 
 __all__ = ["demo"]
@@ -42,7 +43,6 @@ def demo(
 
     Example: flowmend demo
     """
-    console = Console(stderr=True)
     if steps < 1:
         raise FlowmendError(f"--steps must be at least 1, not {steps}.")
     target = pick_device(device)
@@ -117,9 +117,7 @@ def demo(
         },
     )
     Console().print(table)
-    console.print(
+    tell(
         f"Done in {time.monotonic() - begun:.0f} s. Look at '{out / 'report.png'}'; run "
-        "'flowmend restore --help' for your own pictures.",
-        highlight=False,
-        soft_wrap=True,
+        "'flowmend restore --help' for your own pictures."
     )

@@ -18,6 +18,7 @@ from ..prior import FlowPrior
 from ..report import mean_or_none, write_json
 from ..weights import find_weights, load_prior, parameter_count, sha256_of
 from . import options as o
+from .console import tell, warn
 from .progress import progress_bar
 
 __all__ = ["info", "sample", "score"]
@@ -48,7 +49,7 @@ def sample(
     weights = load_prior(prior, pick_device(device))
     images = weights.sample(count, temperature, torch.Generator().manual_seed(seed))
     save_image(out, grid(images.cpu(), min(columns, count), scale=scale))
-    Console(stderr=True).print(f"{count} samples in '{out}'.", highlight=False)
+    tell(f"{count} samples in '{out}'.")
 
 
 def score(
@@ -65,7 +66,6 @@ def score(
 
     Example: flowmend score faces32 photos/
     """
-    console = Console(stderr=True)
     target = pick_device(device)
     weights = load_prior(prior, target)
     channels, height, width = weights.shape
@@ -76,7 +76,8 @@ def score(
             try:
                 x = resize_and_crop(read_picture(path), height, width, channels)
             except FlowmendError as error:
-                console.print(f"[yellow]skipped:[/] {error}", highlight=False, soft_wrap=True)
+                problem = str(error)
+                warn("skipped", problem if str(path) in problem else f"'{path}': {problem}")
                 failed += 1
                 continue
             noise = torch.Generator().manual_seed(seed * 1_000_003 + index)

@@ -3,9 +3,9 @@
 import sys
 
 import typer
-from rich.console import Console
 
 from ..errors import FlowmendError
+from .console import complain, tell
 from .degrade import degrade
 from .demo import demo
 from .inspect import info, sample, score
@@ -16,6 +16,8 @@ __all__ = ["app", "main"]
 
 UsageError, ClickException = typer.BadParameter.__mro__[1:3]
 """What typer raises for a wrong command line, wherever its version keeps it."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     name="flowmend",
@@ -36,30 +38,29 @@ def _program() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the program; an error a user can put right is one sentence and a non-zero exit code."""
-    console = Console(stderr=True)
     try:
-        code = app(arguments, standalone_mode=False)
-        sys.exit(code or 0)
+        code = app(arguments, standalone_mode=False) or 0
     except ClickException as error:
         if error.format_message():
-            console.print(f"[bold red]flowmend:[/] {error.format_message()}", highlight=False)
-            console.print(_hint(error), highlight=False)
-        sys.exit(2)
+            complain(error.format_message())
+            tell(_hint(error))
+        code = 2
     except FlowmendError as error:
-        console.print(f"[bold red]flowmend:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        complain(str(error))
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
-        console.print("[bold red]flowmend:[/] stopped; what was finished is kept.")
-        sys.exit(130)
+        code = INTERRUPTED
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        console.print(
-            "[bold red]flowmend:[/] there is not enough memory for this: take fewer or smaller "
-            "images, or a smaller prior.",
-            soft_wrap=True,
+        complain(
+            "There is not enough memory for this: take fewer or smaller images, or a smaller "
+            "prior."
         )
-        sys.exit(1)
+        code = 1
+    if code == INTERRUPTED:
+        complain("Stopped; what was finished is kept.")
+    sys.exit(code)
 
 
 def _hint(error: ClickException) -> str:

@@ -69,6 +69,8 @@ PriorName = Annotated[
         "a training run.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random.", min=0, max=2**31 - 1, show_default=True)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here too.")]

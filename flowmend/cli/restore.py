@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..batch import Item, find_items, restore_items, results, save_report
 from ..device import default_precision, pick_device
@@ -18,6 +17,7 @@ from ..report import write_json
 from ..tasks import make_task
 from ..weights import load_prior
 from . import options as o
+from .console import tell, warn
 from .progress import progress_bar
 
 __all__ = ["restore"]
@@ -26,7 +26,7 @@ __all__ = ["restore"]
 def _measurements(items: list[Item]) -> int | None:
     """How many values the first readable vector holds."""
     for item in items:
-        if item.input.suffix == ".npy":
+        if item.input.suffix.lower() == ".npy":
             try:
                 values = read_image(item.input)
             except FlowmendError:
@@ -82,7 +82,6 @@ def restore(
 
     Example: flowmend restore noisy/ --task denoise --sigma 0.1 --out clean/
     """
-    console = Console(stderr=True)
     chosen = find_method(method)
     if steps is not None and steps < 1:
         raise FlowmendError(f"--steps must be at least 1, not {steps}.")
@@ -95,6 +94,8 @@ def restore(
     if precision not in ("float32", "bfloat16"):
         raise FlowmendError(f"Unknown precision '{precision}': choose float32 or bfloat16.")
     items = find_items(inputs, out, reference)
+    if any(item.output == out / "report.png" for item in items):
+        raise FlowmendError("An input called report.png would lie under the report: rename it.")
     weights = load_prior(prior, target)
     work = make_task(
         task,
@@ -133,21 +134,25 @@ def restore(
             "settings": settings,
             "sigma": work.sigma,
             "seed": seed,
+            "precision": precision,
             "made_with": provenance(target),
         }
         if any(item.restored is not None for item in items):
             note = f"{task}, {method}, prior {prior}" + (f", {taken} steps" if taken else "")
-            save_report(out / "report.png", items, work, note)
-        if json is not None:
+            try:
+                save_report(out / "report.png", items, work, note)
+            finally:
+                if json is not None:
+                    write_json(json, values)
+        elif json is not None:
             write_json(json, values)
-    _tell(console, items, values, out)
+    _tell(items, values, out)
 
 
-def _tell(console: Console, items: list[Item], values: dict, out: Path) -> None:
+def _tell(items: list[Item], values: dict, out: Path) -> None:
     for item in items:
         if not item.fine:
-            text = item.record()["status"]
-            console.print(f"[yellow]{item.input}:[/] {text}", highlight=False, soft_wrap=True)
+            warn(str(item.input), item.record()["status"])
     done = sum(item.restored is not None for item in items)
     mean = values["mean"]
     text = f"{done} of {len(items)} restored in {values['seconds']:.1f} s into '{out}'"
@@ -156,6 +161,6 @@ def _tell(console: Console, items: list[Item], values: dict, out: Path) -> None:
             f"; mean PSNR {mean['psnr']:.2f} dB (input {mean['input_psnr']:.2f}), "
             f"SSIM {mean['ssim']:.3f}"
         )
-    console.print(f"{text}.", highlight=False, soft_wrap=True)
+    tell(f"{text}.")
     if not all(item.fine for item in items):
         raise typer.Exit(1)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..data import hold_out, load_folder
 from ..device import default_precision, pick_device
@@ -13,6 +12,8 @@ from ..errors import FlowmendError
 from ..flow import PRESETS, preset
 from ..train import RECIPES, finish
 from ..train import train as train_prior
+from . import options as o
+from .console import tell, warn
 from .progress import progress_bar
 
 __all__ = ["train"]
@@ -64,8 +65,8 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="float32 or bfloat16; default: what the device is good at.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
 ) -> None:
     """Train a prior on a folder of clean images.
 
@@ -75,7 +76,6 @@ def train(
 
     Example: flowmend train photos/ --out my-prior --size 32 --epochs 40
     """
-    console = Console(stderr=True)
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
     if size is not None:
         changes |= {"height": size, "width": size}
@@ -85,6 +85,8 @@ def train(
     if hidden is not None:
         widths = _parse(hidden, "hidden")
         changes["hidden"] = widths[0] if len(widths) == 1 else widths
+    if channels is not None and channels not in (1, 3):
+        raise FlowmendError(f"--channels must be 1 or 3, not {channels}.")
     config = preset(architecture, **{k: v for k, v in changes.items() if v is not None})
     name = recipe or ("paper" if architecture == "paper" else "strong")
     if name not in RECIPES:
@@ -106,19 +108,17 @@ def train(
         else:
             images, validation = hold_out(images, seed)
     for problem in problems:
-        console.print(f"[yellow]skipped:[/] {problem}", highlight=False, soft_wrap=True)
-    console.print(
+        warn("skipped", problem)
+    tell(
         f"{len(images)} training and {len(validation)} held-out pictures; preset {architecture}, "
         f"recipe {name}, {how.epochs} epochs, {how.precision} on {target}.",
-        highlight=False,
     )
 
     def report(record: dict) -> None:
-        console.print(
+        tell(
             f"epoch {record['epoch']:>4}  train {record['train_bits_per_dim']:.4f}  held out "
             f"{record['val_bits_per_dim']:.4f} bits/dim  {record['seconds']:.0f} s"
             + (f"  {record['skipped_steps']} skipped" if record["skipped_steps"] else ""),
-            highlight=False,
         )
 
     with progress_bar("training") as progress:
@@ -135,8 +135,7 @@ def train(
             report=report,
         )
     card = finish(path, validation)
-    console.print(
+    tell(
         f"Kept epoch {card['epoch']}: {card['val_bits_per_dim']:.4f} bits/dim held out, largest "
         f"round-trip error {card['round_trip_error']:.1e}. The prior is '{path}'.",
-        highlight=False,
     )
