@@ -25,7 +25,19 @@ from flowmend.report import mean_or_none
 from flowmend.weights import find_weights, sha256_of
 
 TASKS = ("denoise", "deblur", "inpaint", "colorize")
-METHODS = ("measurement", "pinv", "lmmse", "bm3d", "csgm", "glowip", "map", "likelihood")
+METHODS = (
+    "measurement",
+    "pinv",
+    "lmmse",
+    "bm3d",
+    "csgm",
+    "glowip",
+    "map small",
+    "likelihood small",
+    "map",
+    "likelihood",
+)
+"""Names of methods; a second word is the start, where it is not the method's own."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -53,7 +65,8 @@ def run_one(
     if method == "measurement":
         restored, taken = task.picture(y), 0
     else:
-        latent = fm.METHODS[method].steps > 0
+        name, _, start = method.partition(" ")
+        latent = fm.METHODS[name].steps > 0
         parts = []
         for index, part in enumerate(y.split(32)):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -62,8 +75,9 @@ def run_one(
                     part,
                     task,
                     prior,
-                    method,
+                    name,
                     steps=steps if latent else None,
+                    start=start or None,
                     precision=precision,
                     generator=generator,
                 )
@@ -162,7 +176,7 @@ def render(arguments: argparse.Namespace) -> None:
             + ", ".join(
                 f"{r['task']} {r['method']} {r['seconds_per_image']:.2f}"
                 for r in records
-                if r["method"] in ("likelihood", "bm3d")
+                if r["method"] in ("likelihood", "likelihood small", "bm3d")
             )
             + ".",
             "",

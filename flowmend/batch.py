@@ -167,6 +167,7 @@ def restore_items(
     prior: Prior,
     method: str,
     *,
+    weight: float | None = None,
     steps: int | None = None,
     start: str | None = None,
     precision: str = "float32",
@@ -182,6 +183,7 @@ def restore_items(
         task: What was done to them.
         prior: The prior, on ``device``.
         method: A name of :data:`~flowmend.methods.METHODS`.
+        weight: Weight of the regulariser.
         steps: Steps of the latent optimisation.
         start: Where it starts.
         precision: See :func:`~flowmend.methods.solve`.
@@ -213,6 +215,7 @@ def restore_items(
             task,
             prior,
             method,
+            weight=weight,
             steps=steps,
             start=start,
             precision=precision,

@@ -118,10 +118,10 @@ def default_settings(
 ) -> dict[str, object]:
     """Start, steps, learning rate, cosine and weight of a method where the user gives none.
 
-    They are the paper's, except that ``likelihood`` and ``map`` on a flow of whitened images
-    start at the LMMSE solution and take 100 short steps. Near the zero latent, where the paper
-    starts, such a flow finds images far likelier than any face, all of them smooth, and the
-    gradient does not lead out again.
+    They are the paper's, except that ``likelihood`` and ``map`` start at the LMMSE solution and
+    take 100 short steps where the prior holds a Gaussian. Near the zero latent, where the paper
+    starts, a good flow finds images far likelier than any face, all of them smooth, and the
+    gradient does not lead out again; ``start="small"`` takes the paper's settings all the same.
 
     Args:
         method: A name of :data:`METHODS`, not a closed form.
@@ -136,8 +136,8 @@ def default_settings(
         "cosine": False,
         "weight": chosen.weight,
     }
-    whitens = getattr(getattr(prior, "config", None), "whiten", False)
-    if start is None and whitens and chosen.name in ("likelihood", "map"):
+    has_gaussian = getattr(prior, "gaussian", None) is not None
+    if start is None and has_gaussian and chosen.name in ("likelihood", "map"):
         start = "lmmse"
     if isinstance(start, str) and start == "lmmse":
         settings |= LMMSE_START

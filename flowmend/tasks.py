@@ -234,6 +234,7 @@ def restore(
     prior: Prior,
     method: str = "likelihood",
     *,
+    weight: float | None = None,
     steps: int | None = None,
     start: str | Tensor | None = None,
     precision: str = "float32",
@@ -249,6 +250,7 @@ def restore(
         method: A name of :data:`~flowmend.methods.METHODS`.
 
     Keyword Args:
+        weight: Weight of the regulariser on the [0, 1] scale; None takes the paper's.
         steps: Steps of the latent optimisation; None takes the method's. With fewer than the
             paper's 1500 the learning rate is raised in proportion (to 0.05 at most) and falls
             along a cosine.
@@ -265,6 +267,9 @@ def restore(
     if steps is not None and 0 < steps < usual["steps"] and not usual["cosine"]:
         longer = usual["learning_rate"] * usual["steps"] / steps
         strides = {"learning_rate": min(LONGEST_STRIDE, longer), "cosine": True}
+    settings = dict(task.spec.presets.get(method, {}))
+    if weight is not None:
+        settings["weight"] = weight
     offset = task.offset
     return solve(
         y - (offset.to(y) if isinstance(offset, Tensor) else offset),
@@ -278,5 +283,5 @@ def restore(
         generator=generator,
         progress=progress,
         **strides,
-        **task.spec.presets.get(method, {}),
+        **settings,
     )

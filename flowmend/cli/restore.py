@@ -54,12 +54,19 @@ def restore(
             "start lmmse. With fewer than 1500 the strides grow in proportion."
         ),
     ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the regulariser (alpha, gamma or beta) on the [0, 1] scale. Default: "
+            "the paper's for the task."
+        ),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(
             help="First iterate: small (the paper's), zero, random, or lmmse, the closed-form "
-            "solution of the Gaussian prior. Default: lmmse for likelihood and map with a prior "
-            "that whitens, as faces32 does; else the method's own."
+            "solution of the Gaussian prior. Default: lmmse for likelihood and map where the "
+            "prior holds a Gaussian, as the shipped ones do; else the method's own."
         ),
     ] = None,
     precision: Annotated[
@@ -115,6 +122,7 @@ def restore(
                 work,
                 weights,
                 method,
+                weight=weight,
                 steps=steps,
                 start=start,
                 precision=precision,
