@@ -71,6 +71,8 @@ def bm3d(y: Tensor, sigma: float) -> Tensor:
             "The method bm3d needs its package: pip install 'flowmend[bm3d]' (free for "
             "non-commercial use)."
         ) from error
+    if min(y.shape[-2:]) < 9:
+        raise FlowmendError("The method bm3d needs images of at least 9 x 9 pixels.")
     images = []
     for image in y.detach().cpu().double():
         values = image.permute(1, 2, 0).numpy()

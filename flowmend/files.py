@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-LARGEST_PIXELS = 200_000_000
+LARGEST_PIXELS = 150_000_000
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def read_picture(path: str | Path) -> Image.Image:
     put on white.
 
     Raises:
-        FlowmendError: If it is no picture, is cut short, or has more than 200 million pixels.
+        FlowmendError: If it is no picture, is cut short, or has more than 150 million pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -200,8 +200,10 @@ def resize_and_crop(picture: Image.Image, height: int, width: int, channels: int
         FlowmendError: If its shape is so extreme that the resized picture would not fit.
     """
     picture = picture.convert("L" if channels == 1 else "RGB")
-    ratio = max(height / picture.height, width / picture.width)
-    size = (max(width, int(picture.width * ratio)), max(height, int(picture.height * ratio)))
+    if height * picture.width >= width * picture.height:
+        size = (max(width, height * picture.width // picture.height), height)
+    else:
+        size = (width, max(height, width * picture.height // picture.width))
     if math.prod(size) > LARGEST_PIXELS:
         raise FlowmendError(f"it is far too long and narrow ({picture.width} x {picture.height})")
     picture = picture.resize(size, Image.Resampling.BILINEAR)

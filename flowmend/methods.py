@@ -233,8 +233,8 @@ def solve(
     settings |= {"sigma": sigma, "precision": precision}
     if settings["steps"] < 1:
         raise FlowmendError(f"The number of steps must be at least 1, not {steps}.")
-    if not settings["learning_rate"] > 0:
-        raise FlowmendError("The learning rate must be above 0.")
+    if not (0 < settings["learning_rate"] < math.inf):
+        raise FlowmendError("The learning rate must be a number above 0.")
     objective = chosen.objective(settings["weight"], sigma)
     if isinstance(settings["start"], str) and settings["start"] == "lmmse":
         with torch.no_grad():
@@ -253,7 +253,11 @@ def solve(
         progress=progress,
     )
     with torch.no_grad():
-        x = torch.nan_to_num(prior.decode(z)[0]).clamp(0.0, 1.0)
+        x = prior.decode(z)[0]
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    for index in torch.nonzero(bad).flatten().tolist():
+        status[index] = "the result is not finite: black stands where it is not"
+    x = torch.nan_to_num(x).clamp(0.0, 1.0)
     if isinstance(start, Tensor):
         settings["start"] = "given latents"
     return Solution(x, z, trace, status, time.monotonic() - begun, method, settings)

@@ -46,7 +46,7 @@ def ssim(x: Tensor, reference: Tensor) -> list[float]:
     side = min(x.shape[-2:])
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     if side < 11:
-        window = {"win_size": side if side % 2 else side - 1}
+        window = {"win_size": side - 1 + side % 2, "use_sample_covariance": False}
     pairs = zip(_levels(reference), _levels(x), strict=True)
     return [
         float(structural_similarity(a, b, data_range=255, channel_axis=2, **window))

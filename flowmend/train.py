@@ -109,7 +109,8 @@ class Run:
         self.batch = min(recipe.batch, len(images))
         self.steps_per_epoch = len(images) // self.batch
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.step, self.skipped, self.best, self.loss_sum = 0, 0, math.inf, 0.0
+        self.step, self.skipped, self.best = 0, 0, math.inf
+        self.loss_sum, self.taken = 0.0, 0
         self.gaussian: GaussianPrior | None = None
         if config.whiten and config.dimensions > LARGEST_WHITENED:
             raise FlowmendError(
@@ -158,7 +159,8 @@ class Run:
 
     def save(self) -> None:
         """Writes the whole state, so that :meth:`restore` continues exactly."""
-        state = {"step": self.step, "skipped": self.skipped, "loss_sum": self.loss_sum}
+        state = {"step": self.step, "skipped": self.skipped}
+        state |= {"loss_sum": self.loss_sum, "taken": self.taken}
         state["best"] = self.best if math.isfinite(self.best) else None
         write_checkpoint(
             self.out / "checkpoint.safetensors",
@@ -186,14 +188,15 @@ class Run:
                 "the command it was started with, or train into another folder."
             )
         state = values["state"]
-        self.step, self.skipped, self.loss_sum = state["step"], state["skipped"], state["loss_sum"]
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.loss_sum, self.taken = state["loss_sum"], state["taken"]
         self.best = math.inf if state["best"] is None else state["best"]
 
     def advance(self) -> None:
         """One step on one batch; a step that is not finite changes nothing and is counted."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0:
-            self.loss_sum = 0.0
+            self.loss_sum, self.taken = 0.0, 0
         order = torch.randperm(len(self.images), generator=_generator(self.seed, 3, epoch))
         noise = _generator(self.seed, 4, self.step)
         chosen = order[position * self.batch : (position + 1) * self.batch]
@@ -219,6 +222,7 @@ class Run:
             if self._averages is not None:
                 self._averages.update_parameters(self.prior.flow)
             self.loss_sum += value
+            self.taken += 1
         else:
             self.skipped += 1
         self.step += 1
@@ -229,7 +233,7 @@ class Run:
         bits = held_out_bits(self.kept(), self.validation)
         record = {
             "epoch": epoch,
-            "train_bits_per_dim": self.loss_sum / self.steps_per_epoch,
+            "train_bits_per_dim": self.loss_sum / max(1, self.taken),
             "val_bits_per_dim": bits,
             "learning_rate": self.recipe.rate(self.step - 1, self.steps),
             "skipped_steps": self.skipped,

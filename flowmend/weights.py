@@ -43,13 +43,16 @@ def find_weights(name: str | Path) -> Path:
         FlowmendError: If there is no such prior.
     """
     path = Path(name)
-    if path.is_dir():
-        path = path / "prior.safetensors"
-        if not path.is_file():
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            path = path / "prior.safetensors"
+            if path.is_file():
+                return path
             raise FlowmendError(f"'{name}' holds no prior.safetensors: is its training finished?")
-        return path
-    if path.is_file():
-        return path
+    except OSError:  # a name the file system cannot hold
+        pass
     if str(name) in shipped_priors():
         return Path(str(resources.files(__package__) / "priors" / f"{name}.safetensors"))
     raise FlowmendError(
@@ -152,6 +155,8 @@ def _build(config: FlowConfig, tensors: dict[str, Tensor], path: Path) -> Multis
 
 
 def _gaussian(tensors: dict[str, Tensor], config: FlowConfig, path: Path) -> GaussianPrior:
+    if not {"gaussian.mean", "gaussian.whitening"} <= set(tensors):
+        raise FlowmendError(f"The Gaussian in '{path}' is incomplete.")
     mean, triangle = tensors["gaussian.mean"], tensors["gaussian.whitening"]
     size = config.dimensions
     if tuple(mean.shape) != config.shape or triangle.numel() != size * (size + 1) // 2:
@@ -195,7 +200,8 @@ def load_prior(name: str | Path, device: str | torch.device = "cpu") -> FlowPrio
             raise FlowmendError(f"'{path}' holds weights that are not finite ('{key}').")
     weights = {k.removeprefix("flow."): v for k, v in tensors.items() if k.startswith("flow.")}
     flow = _build(config, weights, path)
-    gaussian = _gaussian(tensors, config, path) if "gaussian.mean" in tensors else None
+    has_gaussian = any(key.startswith("gaussian.") for key in tensors)
+    gaussian = _gaussian(tensors, config, path) if has_gaussian else None
     if config.whiten and gaussian is None:
         raise FlowmendError(f"'{path}' lacks the Gaussian that its configuration needs.")
     prior = FlowPrior(flow, gaussian, card)

@@ -336,6 +336,11 @@ COMMANDS = {
     f"{RESTORE} --task denoise --device meta": "device 'meta'",
     f"{RESTORE} --task denoise --device hpu": "device 'hpu'",
     f"{RESTORE} --task denoise --precision float16": "Unknown precision",
+    f"{RESTORE} --task denoise --start warm": "Unknown start 'warm'",
+    f"{RESTORE} --task denoise --method lmmse --start zero": "closed form",
+    f"{RESTORE} --task denoise --method pinv --weight 0.1": "closed form",
+    f"{RESTORE} --task denoise --weight -1": "weight",
+    f"{RESTORE} --task denoise --weight nan": "weight",
     f"{RESTORE} --task denoise --seed 99999999999999999999": "seed",
     f"{RESTORE} --task denoise --kernel box:3": "no option kernel",
     f"{RESTORE} --task deblur --mask center:0.4": "no option mask",
@@ -411,17 +416,17 @@ COMMANDS = {
     f"{TRAIN} --weight-decay -1": "weight decay",
     f"{TRAIN} --weight-decay nan": "weight decay",
     f"{TRAIN} --size 15": "multiples of 2",
-    f"{TRAIN} --size 0": "multiples of 2",
-    f"{TRAIN} --channels 0": "'channels' must be",
+    f"{TRAIN} --size 0": "cannot be built",
+    f"{TRAIN} --channels 0": "channels",
     f"{TRAIN} --channels 2": "channels",
-    f"{TRAIN} --bits 0": "between 1 and 8",
-    f"{TRAIN} --bits 9": "between 1 and 8",
-    f"{TRAIN} --depth 1": "'depth' must be",
-    f"{TRAIN} --hidden 0": "'hidden' must be",
-    f"{TRAIN} --hidden 4,4": "'hidden' must be",
+    f"{TRAIN} --bits 0": "'bits'",
+    f"{TRAIN} --bits 9": "'bits'",
+    f"{TRAIN} --depth 1": "'depth'",
+    f"{TRAIN} --hidden 0": "'hidden'",
+    f"{TRAIN} --hidden 4,4": "'hidden'",
     f"{TRAIN} --hidden wide": "whole numbers",
     f"{TRAIN} --steps 1,x": "whole numbers",
-    f"{TRAIN} --steps -1": "'steps' must be",
+    f"{TRAIN} --steps -1": "'steps'",
     f"{TRAIN} --seed 99999999999999999999": "seed",
     f"{TRAIN} --resume": "no run to resume",
     "train twin --out out --size 8 --steps 1 --hidden 2": "at least two pictures",
@@ -680,7 +685,7 @@ def test_an_interruption_keeps_what_was_finished(run, tiny_prior_path, tmp_path,
     assert outcome.code == 130
     lines = sentences(outcome)
     assert len(lines) == 1
-    assert "stopped" in lines[0]
+    assert "what was finished is kept" in lines[0]
     assert calls == [2, 2]
     assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "report.png"}
     assert all(read_image(out / f"{index}.png").shape == SHAPE for index in range(2))

@@ -12,6 +12,7 @@ import flowmend as fm
 from flowmend.errors import FlowmendError
 from flowmend.flow import FlowConfig, build_flow
 from flowmend.latent import minimise, start_latents
+from flowmend.methods import default_settings
 from flowmend.objective import Objective
 from flowmend.operators import Blur, Downsample, Identity, Mask, Sense
 from flowmend.pixels import quantisation_sigma
@@ -280,7 +281,7 @@ def test_the_seed_decides_the_start():
 
     def solve(seed):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return fm.solve(y, operator, prior, steps=3, generator=generator).x
+        return fm.solve(y, operator, prior, steps=3, start="small", generator=generator).x
 
     assert torch.equal(solve(4), solve(4))
     assert not torch.equal(solve(4), solve(5))
@@ -299,6 +300,13 @@ def test_named_starts(start, deviation):
     assert float(z.mean().abs()) <= 4 * deviation / math.sqrt(z.numel())
 
 
+def test_given_latents_are_copied():
+    z = numbers(3, SIZE)
+    first = start_latents(z, 3, GAUSSIAN, None)
+    assert torch.equal(first, z)
+    assert first.data_ptr() != z.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("method", "sigma", "deviation"),
     [("csgm", 0.0, 1.0), ("glowip", 0.0, 0.0), ("likelihood", 0.0, 0.1), ("map", 0.1, 0.1)],
@@ -309,6 +317,58 @@ def test_each_method_starts_where_it_should(method, sigma, deviation):
         y, OPERATORS["denoise"], GAUSSIAN, method=method, sigma=sigma, steps=1, learning_rate=1e-9
     )
     assert float(solution.z.std()) == pytest.approx(deviation, rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["likelihood", "map"])
+def test_a_flow_on_whitened_images_starts_at_the_closed_form(method):
+    prior, operator = flow_prior(), OPERATORS["blur"]
+    y = measure(operator, 3)
+    closed = posterior_mean(operator, y, SIGMA)
+    solution = fm.solve(y, operator, prior, method=method, sigma=SIGMA, steps=1, weight=0.3)
+    start = prior.encode(closed)[0]
+    moved = (solution.z - start).abs()
+    assert moved.max() <= 3e-3 * 1.001, "one step of Adam from there"
+    assert moved.median() >= 3e-3 * 0.99
+    penalty = -0.3 * prior.log_prob(closed)
+    assert torch.allclose(solution.trace["regulariser"][0], penalty, rtol=1e-5, atol=0)
+    named = fm.solve(
+        y, operator, prior, method=method, sigma=SIGMA, steps=1, weight=0.3, start="lmmse"
+    )
+    assert torch.equal(named.z, solution.z)
+
+
+def test_an_image_starts_where_its_own_measurements_say():
+    prior, operator = flow_prior(), OPERATORS["blur"]
+    y = measure(operator, 3)
+    together = fm.solve(y, operator, prior, sigma=SIGMA, steps=4)
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = fm.solve(y[one], operator, prior, sigma=SIGMA, steps=4)
+        assert torch.allclose(together.x[one], alone.x, rtol=0, atol=1e-6)
+
+
+def test_default_settings():
+    whitened, plain = flow_prior(), GAUSSIAN
+    papers = {"steps": 1500, "learning_rate": 5e-3, "cosine": False}
+    short = {"start": "lmmse", "steps": 100, "learning_rate": 3e-3, "cosine": True}
+    for method, start in {"likelihood": "small", "csgm": "random", "glowip": "zero"}.items():
+        found = default_settings(method, plain)
+        assert {**papers, "start": start}.items() <= found.items()
+        assert {**papers, "start": "zero"}.items() <= default_settings(
+            method, plain, "zero"
+        ).items()
+        assert short.items() <= default_settings(method, plain, "lmmse").items()
+        wanted = short if method == "likelihood" else {**papers, "start": start}
+        assert wanted.items() <= default_settings(method, whitened).items()
+    assert {**papers, "start": "small"}.items() <= default_settings(
+        "likelihood", whitened, "small"
+    ).items()
+    settings = fm.solve(
+        measure(OPERATORS["mask"]), OPERATORS["mask"], whitened, steps=2, cosine=False
+    ).settings
+    assert settings["start"] == "lmmse"
+    assert settings["steps"] == 2
+    assert settings["cosine"] is False
 
 
 # The trace
@@ -555,6 +615,8 @@ def test_lmmse_needs_a_gaussian():
     prior = FlowPrior(build_flow(config, 0)).double()
     with pytest.raises(FlowmendError, match="needs a Gaussian"):
         fm.solve(Y, OPERATORS["denoise"], prior, method="lmmse", sigma=0.1)
+    with pytest.raises(FlowmendError, match="Gaussian"):
+        fm.solve(Y, OPERATORS["denoise"], prior, start="lmmse", sigma=0.1)
 
 
 @pytest.mark.parametrize(

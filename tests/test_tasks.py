@@ -118,6 +118,20 @@ def test_fewer_steps_take_longer_strides(steps, rate):
     assert settings["cosine"]
 
 
+def test_the_weight_is_the_users_or_the_papers():
+    prior = fm.GaussianPrior.from_covariance(
+        torch.full((1, 2, 2), 0.5), 0.01 * torch.eye(4, dtype=torch.float64)
+    )
+    y, task = torch.full((1, 1, 2, 2), 0.4), make_task("denoise", (1, 2, 2))
+    for given, wanted in {None: 0.025, 0.5: 0.5, 0.0: 0.0}.items():
+        settings = fm.restore(y, task, prior, steps=1, weight=given).settings
+        assert settings["weight"] == wanted
+    assert fm.restore(y, task, prior, "csgm", steps=1, weight=0.5).settings["weight"] == 0.5
+    for weight in (-1.0, math.nan):
+        with pytest.raises(FlowmendError, match="weight"):
+            fm.restore(y, task, prior, steps=1, weight=weight)
+
+
 def test_restore_takes_the_papers_border_off():
     """With mid-grey beyond the image, a mid-grey image is measured as mid-grey."""
     prior = fm.GaussianPrior.from_covariance(

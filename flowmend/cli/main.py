@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         code = 1
     if code == INTERRUPTED:
-        complain("Stopped; what was finished is kept.")
+        complain("stopped; what was finished is kept.")
     sys.exit(code)
 
 

@@ -86,7 +86,7 @@ def train(
         widths = _parse(hidden, "hidden")
         changes["hidden"] = widths[0] if len(widths) == 1 else widths
     if channels is not None and channels not in (1, 3):
-        raise FlowmendError(f"--channels must be 1 or 3, not {channels}.")
+        raise FlowmendError(f"'channels' must be 1 or 3, not {channels}.")
     config = preset(architecture, **{k: v for k, v in changes.items() if v is not None})
     name = recipe or ("paper" if architecture == "paper" else "strong")
     if name not in RECIPES:

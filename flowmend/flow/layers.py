@@ -73,7 +73,7 @@ class InvertibleConv1x1(Bijection):
     """A learned C x C matrix that mixes the channels of every pixel.
 
     The baseline that the paper replaces: decoding needs the inverse of the matrix. It is computed
-    in float64, and kept while the weights stay the same unless ``cached`` is set to False.
+    in float64; of frozen weights it is kept while they stay the same, unless ``cached`` is False.
 
     Source: Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018),
     https://arxiv.org/abs/1807.03039
@@ -93,19 +93,22 @@ class InvertibleConv1x1(Bijection):
 
     def inverse(self) -> Tensor:
         """The inverse (C, C) of the matrix, from the cache where the weights allow it."""
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+        if self.weight.requires_grad or self.weight.is_inference() or not self.cached:
             return torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
         key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
-        if self._inverse is None or self._inverse[0] != key or not self.cached:
-            matrix = torch.linalg.inv(self.weight.detach().double()).to(self.weight.dtype)
+        if self._inverse is None or self._inverse[0] != key:
+            with torch.inference_mode(False):
+                matrix = torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
             self._inverse = (key, matrix)
         return self._inverse[1]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.conv2d(x, self.weight[:, :, None, None]), self._logdet(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.conv2d(x, self.weight[:, :, None, None]), self._logdet(x)
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.conv2d(z, self.inverse()[:, :, None, None]), -self._logdet(z)
+        with torch.autocast(z.device.type, enabled=False):
+            return functional.conv2d(z, self.inverse()[:, :, None, None]), -self._logdet(z)
 
 
 class Whitening(Bijection):
@@ -131,8 +134,9 @@ class Whitening(Bijection):
         """The inverse ``C^(1/2)`` of the matrix, shape (D, D), in the matrix's precision."""
         kept = self._unwhitening
         if kept is None or kept.dtype != self.matrix.dtype or kept.device != self.matrix.device:
-            kept = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix.double()))
-            self._unwhitening = kept = kept.to(self.matrix.dtype)
+            with torch.inference_mode(False), torch.no_grad():
+                kept = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix.double()))
+                self._unwhitening = kept = kept.to(self.matrix.dtype)
         return kept
 
     def _logdet(self, like: Tensor) -> Tensor:
@@ -142,11 +146,13 @@ class Whitening(Bijection):
         return like.new_full((like.shape[0],), self._logabsdet)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = (x - self.mean).flatten(1) @ self.matrix
+        with torch.autocast(x.device.type, enabled=False):
+            z = (x - self.mean).flatten(1) @ self.matrix
         return z.view_as(x), self._logdet(x)
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        x = (z.flatten(1) @ self.unwhitening).view_as(z) + self.mean
+        with torch.autocast(z.device.type, enabled=False):
+            x = (z.flatten(1) @ self.unwhitening).view_as(z) + self.mean
         return x, -self._logdet(z)
 
 

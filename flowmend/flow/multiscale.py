@@ -57,30 +57,43 @@ class FlowConfig:
         self._check()
 
     def _check(self) -> None:
-        factor = 2 ** len(self.steps)
-        problems = {
-            "'steps' must name at least one scale": len(self.steps) < 1,
-            "'steps' must be whole numbers of at least 0": any(k < 0 for k in self.steps),
-            "'split' must have one entry for each scale": len(self.split) != len(self.steps),
-            "the last scale cannot be split": bool(self.split and self.split[-1]),
-            f"height and width must be positive multiples of {factor} (2 to the number of "
-            f"scales), not {self.height} and {self.width}": self.height < 1
-            or self.width < 1
-            or self.height % factor != 0
-            or self.width % factor != 0,
-            "'channels' must be at least 1": self.channels < 1,
-            "'bits' must be between 1 and 8": not 1 <= self.bits <= 8,
-            "'hidden' must be positive, one number or one for each scale": min(self.widths) < 1
-            or len(self.widths) != len(self.steps),
-            "'depth' must be at least 2": self.depth < 2,
-            f"'permutation' must be swap or conv1x1, not {self.permutation}": self.permutation
-            not in ("swap", "conv1x1"),
-            f"'scale' must be sigmoid or bounded, not {self.scale}": self.scale
-            not in ("sigmoid", "bounded"),
+        scales = len(self.steps)
+        whole = {
+            "height": (1, 2**16, (self.height,)),
+            "width": (1, 2**16, (self.width,)),
+            "channels": (1, 64, (self.channels,)),
+            "bits": (1, 8, (self.bits,)),
+            "depth": (2, 16, (self.depth,)),
+            "hidden": (1, 2**16, self.widths),
+            "steps": (0, 256, self.steps),
         }
-        for problem, found in problems.items():
-            if found:
-                raise FlowmendError(f"This flow cannot be built: {problem}.")
+        for name, (least, most, values) in whole.items():
+            for value in values:
+                if type(value) is not int or not least <= value <= most:
+                    kind = "whole numbers" if name in ("hidden", "steps") else "a whole number"
+                    self._refuse(f"'{name}' must be {kind} between {least} and {most}")
+        if not 1 <= scales <= 16:
+            self._refuse("'steps' must name at least one scale and at most 16")
+        if len(self.split) != scales:
+            self._refuse("'split' must have one entry for each scale")
+        if self.split[-1]:
+            self._refuse("the last scale cannot be split")
+        if len(self.widths) != scales:
+            self._refuse("'hidden' must be one number, or one for each scale")
+        factor = 2**scales
+        if self.height % factor or self.width % factor:
+            self._refuse(
+                f"height and width must be positive multiples of {factor} (2 to the number of "
+                f"scales), not {self.height} and {self.width}"
+            )
+        if self.permutation not in ("swap", "conv1x1"):
+            self._refuse(f"'permutation' must be swap or conv1x1, not {self.permutation}")
+        if self.scale not in ("sigmoid", "bounded"):
+            self._refuse(f"'scale' must be sigmoid or bounded, not {self.scale}")
+
+    @staticmethod
+    def _refuse(reason: str) -> None:
+        raise FlowmendError(f"This flow cannot be built: {reason}.")
 
     @property
     def widths(self) -> tuple[int, ...]:
