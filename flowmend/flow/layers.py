@@ -84,7 +84,7 @@ class InvertibleConv1x1(Bijection):
         rotation = torch.linalg.qr(torch.randn(channels, channels))[0]
         self.weight = nn.Parameter(rotation.contiguous())
         self.cached = True
-        self._inverse: tuple[tuple, Tensor] | None = None
+        self._inverse: tuple[Tensor, Tensor] | None = None
 
     def _logdet(self, like: Tensor) -> Tensor:
         pixels = like.shape[2] * like.shape[3]
@@ -93,14 +93,17 @@ class InvertibleConv1x1(Bijection):
 
     def inverse(self) -> Tensor:
         """The inverse (C, C) of the matrix, from the cache where the weights allow it."""
-        if self.weight.requires_grad or self.weight.is_inference() or not self.cached:
-            return torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
-        key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
-        if self._inverse is None or self._inverse[0] != key:
+        weight = self.weight.detach()
+        if self.weight.requires_grad or not self.cached:
+            return torch.linalg.inv(self.weight.double()).to(weight.dtype)
+        kept = self._inverse
+        if kept is None or kept[0].dtype != weight.dtype or kept[0].device != weight.device:
+            kept = None
+        if kept is None or not torch.equal(kept[0], weight):
             with torch.inference_mode(False):
-                matrix = torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
-            self._inverse = (key, matrix)
-        return self._inverse[1]
+                matrix = torch.linalg.inv(weight.double()).to(weight.dtype)
+                self._inverse = kept = (weight.clone(), matrix)
+        return kept[1]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
