@@ -80,7 +80,7 @@ def find_pictures(inputs: Iterable[str | Path], arrays: bool = False) -> list[Pa
                 path
                 for path in item.rglob("*")
                 if path.suffix.lower() in endings
-                and not path.name.startswith(".")
+                and not any(part.startswith(".") for part in path.relative_to(item).parts)
                 and path.is_file()
             )
             lossless = {path.with_suffix("") for path in inside if path.suffix.lower() == ".npy"}

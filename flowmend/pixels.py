@@ -79,7 +79,8 @@ def dequantise(x: Tensor, bits: int, generator: torch.Generator | None = None) -
         noise = torch.rand(
             x.shape, generator=generator, dtype=x.dtype, device=generator.device
         ).to(x.device)
-    return (levels + noise) / 2**bits
+    below_one = 1.0 - torch.finfo(x.dtype).eps
+    return ((levels + noise) / 2**bits).clamp_max(below_one)
 
 
 def grid(images: Tensor, columns: int, gap: int = 2, scale: int = 1) -> Tensor:

@@ -230,6 +230,11 @@ class Run:
     def finish_epoch(self, seconds: float) -> dict:
         """Measures the held-out images, keeps the best prior so far, draws samples."""
         epoch = self.step // self.steps_per_epoch
+        if self.skipped == self.step:
+            raise FlowmendError(
+                f"None of the first {self.step} steps gave finite gradients: lower the learning "
+                "rate."
+            )
         bits = held_out_bits(self.kept(), self.validation)
         record = {
             "epoch": epoch,

@@ -78,8 +78,11 @@ def unpack_symmetric(triangle: Tensor, size: int) -> Tensor:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def save_prior(path: str | Path, prior: FlowPrior, half: bool = False, card: bool = True) -> Path:
@@ -161,7 +164,14 @@ def _gaussian(tensors: dict[str, Tensor], config: FlowConfig, path: Path) -> Gau
     size = config.dimensions
     if tuple(mean.shape) != config.shape or triangle.numel() != size * (size + 1) // 2:
         raise FlowmendError(f"The Gaussian in '{path}' does not fit its configuration.")
-    return GaussianPrior(Whitening(mean, unpack_symmetric(triangle, size)))
+    gaussian = GaussianPrior(Whitening(mean, unpack_symmetric(triangle, size)))
+    try:
+        gaussian.log_prob(mean[None])
+    except torch.linalg.LinAlgError as error:
+        raise FlowmendError(
+            f"The Gaussian in '{path}' is not one: its matrix is not positive definite."
+        ) from error
+    return gaussian
 
 
 def load_prior(name: str | Path, device: str | torch.device = "cpu") -> FlowPrior:
