@@ -123,9 +123,8 @@ def test_a_wrong_objective_misses_the_closed_form(operator):
     y = measure(operator)
     wrong = Objective("l2", "likelihood", 1.0, data_weight=2.0 / (2.0 * SIGMA**2))
     start = torch.zeros(2, SIZE, dtype=torch.float64)
-    z = minimise(wrong, y, operator, GAUSSIAN, start, steps=800, learning_rate=0.05, cosine=True)[
-        0
-    ]
+    z = minimise(wrong, y, operator, GAUSSIAN, start, **DESCENT)[0]
+    assert bool((start == 0).all()), "the first iterate is the caller's"
     x = GAUSSIAN.decode(z)[0]
     assert (x - posterior_mean(operator, y, SIGMA)).abs().max() > 10 * TOLERANCE
     assert (x - posterior_mean(operator, y, SIGMA / math.sqrt(2))).abs().max() < TOLERANCE
