@@ -175,7 +175,7 @@ def restore_items(
     device: str | torch.device = "cpu",
     batch: int = 32,
     progress: Progress | None = None,
-) -> tuple[float, dict[str, object]]:
+) -> float:
     """Restores items in place, saving every batch as it is done; a bad file harms no other.
 
     Args:
@@ -193,12 +193,12 @@ def restore_items(
         progress: Called with (done, total, what), in steps of the whole list.
 
     Returns:
-        Seconds spent restoring, and the settings of :func:`~flowmend.methods.solve` as used.
+        Seconds spent restoring.
     """
     for item in items:
         _read(item, task)
     ready = [item for item in items if item.measurement is not None]
-    seconds, settings = 0.0, {}
+    seconds = 0.0
     count = -(-len(ready) // batch)
     for index in range(count):
         part = ready[index * batch : (index + 1) * batch]
@@ -223,7 +223,6 @@ def restore_items(
             progress=move,
         )
         seconds += time.monotonic() - begun
-        settings = solution.settings
         pictures = task.picture(y).cpu()
         for item, x, status, picture in zip(
             part, solution.x.cpu(), solution.status, pictures, strict=True
@@ -236,7 +235,7 @@ def restore_items(
                 item.psnr = psnr(x[None], item.reference[None])[0]
                 item.ssim = ssim(x[None], item.reference[None])[0]
                 item.input_psnr = psnr(picture[None], item.reference[None])[0]
-    return seconds, settings
+    return seconds
 
 
 def results(items: list[Item]) -> dict:

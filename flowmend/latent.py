@@ -56,7 +56,7 @@ def minimise(
     learning_rate: float,
     cosine: bool = False,
     progress: Progress | None = None,
-) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor], list[str]]:
     """Adam (beta 0.9, 0.999) on every image's objective, images independent of each other.
 
     An image whose objective or gradient stops being finite is taken back to its best iterate and
@@ -74,8 +74,8 @@ def minimise(
         progress: Called with (step, steps, what).
 
     Returns:
-        Last iterate (B, D), the trace (see :class:`~flowmend.solution.Solution`) and the status of
-        every image.
+        Last iterate (B, D), best iterate (B, D), the trace (see
+        :class:`~flowmend.solution.Solution`) and the status of every image.
     """
     z = z.detach().clone().requires_grad_(True)
     adam = torch.optim.Adam([z], lr=learning_rate)
@@ -89,7 +89,13 @@ def minimise(
             adam.param_groups[0]["lr"] = learning_rate * factor
         with torch.enable_grad():
             x, logdet = prior.decode(z)
-            data, penalty = objective.terms(z, logdet, operator.A(x) - y)
+            measured = operator.A(x)
+            if measured.shape != y.shape:
+                raise FlowmendError(
+                    f"Measurements of shape {tuple(y.shape[1:])} do not fit: this operator makes "
+                    f"{tuple(measured.shape[1:])} of images {prior.shape}."
+                )
+            data, penalty = objective.terms(z, logdet, measured - y)
             value = data + penalty
             (gradient,) = torch.autograd.grad(value.sum(), z)
         with torch.no_grad():
@@ -113,4 +119,4 @@ def minimise(
         "finished" if step is None else f"not finite at step {step}: the best iterate is kept"
         for step in stopped
     ]
-    return z.detach(), {name: torch.stack(terms) for name, terms in trace.items()}, status
+    return z.detach(), best, {name: torch.stack(terms) for name, terms in trace.items()}, status

@@ -241,7 +241,7 @@ def solve(
             first = prior.encode(_closed_form("lmmse", y, operator, prior, sigma))[0]
     else:
         first = start_latents(settings["start"], len(y), prior, generator)
-    z, trace, status = minimise(
+    z, best, trace, status = minimise(
         objective,
         y,
         operator,
@@ -254,9 +254,13 @@ def solve(
     )
     with torch.no_grad():
         x = prior.decode(z)[0]
-    bad = ~torch.isfinite(x).flatten(1).all(1)
+        bad = ~torch.isfinite(x).flatten(1).all(1)
+        if bool(bad.any()):
+            z = torch.where(bad[:, None], best, z)
+            x = torch.where(bad[:, None, None, None], prior.decode(z)[0], x)
     for index in torch.nonzero(bad).flatten().tolist():
-        status[index] = "the result is not finite: black stands where it is not"
+        if status[index] == "finished":
+            status[index] = "not finite after the last step: the best iterate is kept"
     x = torch.nan_to_num(x).clamp(0.0, 1.0)
     if isinstance(start, Tensor):
         settings["start"] = "given latents"

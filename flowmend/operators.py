@@ -132,7 +132,11 @@ class Mask(LinearOperator):
 
     def __init__(self, shape: tuple[int, int, int], mask: Tensor) -> None:
         super().__init__(shape)
-        if mask.ndim != 3 or mask.shape[-2:] != shape[-2:] or mask.shape[0] not in (1, shape[0]):
+        if (
+            mask.ndim != 3
+            or mask.shape[0] not in (1, shape[0])
+            or mask.shape[1:] != self.shape[1:]
+        ):
             raise FlowmendError(
                 f"The mask has shape {tuple(mask.shape)} but the images {tuple(shape)}: it must "
                 "have the images' height and width."

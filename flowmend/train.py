@@ -327,6 +327,9 @@ def train(
             f"'{out}' already holds a training run: add --resume to continue it, or choose "
             "another folder."
         )
+    if not resume:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
     run = Run(out, config, recipe, images, validation, seed, device, progress)
     if resume:
         run.restore()

@@ -9,9 +9,9 @@ import typer
 from ..batch import Item, find_items, restore_items, results, save_report
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
-from ..files import read_image
+from ..files import read_image, writing
 from ..latent import STARTS
-from ..methods import find_method
+from ..methods import default_settings, find_method
 from ..provenance import provenance
 from ..report import write_json
 from ..tasks import make_task
@@ -114,10 +114,18 @@ def restore(
         scale=scale,
         measurements=_measurements(items) if task == "sense" else None,
     )
-    seconds, settings = math.nan, {}
+    settings: dict[str, object] = {}
+    if chosen.objective is not None:
+        settings = default_settings(method, weights, start)
+        settings |= work.spec.presets.get(method, {})
+        given = {"steps": steps, "weight": weight}
+        settings |= {name: value for name, value in given.items() if value is not None}
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    seconds = math.nan
     try:
         with progress_bar("restoring") as progress:
-            seconds, settings = restore_items(
+            seconds = restore_items(
                 items,
                 work,
                 weights,
@@ -139,7 +147,8 @@ def restore(
             "steps": taken,
             "seconds": seconds,
             **results(items),
-            "settings": settings,
+            "start": settings.get("start"),
+            "weight": settings.get("weight"),
             "sigma": work.sigma,
             "seed": seed,
             "precision": precision,
