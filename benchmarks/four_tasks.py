@@ -91,10 +91,11 @@ def run_one(
     seconds = time.monotonic() - begun
     psnr, ssim = fm.psnr(restored, x), fm.ssim(restored, x)
     mean = mean_or_none(psnr)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in psnr) / max(1, len(psnr) - 1))
+    known = [value for value in psnr if math.isfinite(value)]
+    spread = math.sqrt(sum((v - mean) ** 2 for v in known) / max(1, len(known) - 1))
     return {
         "psnr": mean,
-        "psnr_standard_error": spread / math.sqrt(len(psnr)),
+        "psnr_standard_error": spread / math.sqrt(len(known)),
         "ssim": mean_or_none(ssim),
         "seconds_per_image": seconds / len(x),
         "steps": taken,
@@ -130,6 +131,13 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{name:9} {method:11} {found['psnr']:.2f} dB {found['ssim']:.3f}", flush=True)
 
 
+def cell(record: dict) -> str:
+    """PSNR, its standard error where every image has a finite one, and SSIM."""
+    error = record["psnr_standard_error"]
+    spread = f" ± {error:.2f}" if math.isfinite(error) else ""
+    return f"{record['psnr']:.2f}{spread} / {record['ssim']:.3f}"
+
+
 def table(records: list[dict]) -> str:
     """A Markdown table of one run: methods by tasks."""
     cells = {(record["method"], record["task"]): record for record in records}
@@ -138,13 +146,8 @@ def table(records: list[dict]) -> str:
         row = []
         for task in TASKS:
             record = cells.get((method, task))
-            row.append(
-                "-"
-                if record is None
-                else f"{record['psnr']:.2f} ± {record['psnr_standard_error']:.2f} / "
-                f"{record['ssim']:.3f}"
-            )
-        if any(cell != "-" for cell in row):
+            row.append("-" if record is None else cell(record))
+        if any(text != "-" for text in row):
             lines.append(f"| {method} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -162,7 +165,8 @@ def render(arguments: argparse.Namespace) -> None:
         "Written by `python benchmarks/four_tasks.py render benchmarks/results` from the JSON "
         "lines in `benchmarks/results`; do not edit. True PSNR in dB ± standard error / SSIM, "
         "per image on 8 bits, then averaged. Measurements are 8-bit. *measurement* is doing "
-        "nothing.",
+        "nothing; a second word in a method's name is its start. An image whose PSNR is infinite "
+        "(a grey face is its own measurement in colorize) is left out of the mean.",
     ]
     for (folder, images, prior, steps, seed), records in groups.items():
         made = records[-1]["made_with"]
@@ -171,14 +175,6 @@ def render(arguments: argparse.Namespace) -> None:
             f"## {prior} on {images} faces of `{folder}`, {steps} steps",
             "",
             table(records),
-            "",
-            "Seconds per image, in a batch of 32: "
-            + ", ".join(
-                f"{r['task']} {r['method']} {r['seconds_per_image']:.2f}"
-                for r in records
-                if r["method"] in ("likelihood", "likelihood small", "bm3d")
-            )
-            + ".",
             "",
             f"Seed {seed}, prior sha256 {records[-1]['prior_sha256'][:12]}, commit "
             f"{made['commit']}, torch {made['torch']}, {made['device']}, "

@@ -1,6 +1,7 @@
 """Where a result came from: code, machine and command, kept with every results file."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -56,7 +57,7 @@ def provenance(device: str | torch.device = "cpu", command: str | None = None) -
         command: The command; None takes the one this process was started with.
     """
     if command is None:
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "commit": _commit(),
         "flowmend": package_version(),
