@@ -14,6 +14,7 @@ from .prior import Prior
 __all__ = ["STARTS", "minimise", "start_latents"]
 
 Progress = Callable[[int, int, str], None]
+Observe = Callable[[int, Tensor], None]
 STARTS = {"zero": 0.0, "small": 0.1, "random": 1.0}
 """Standard deviation of each named start: GlowIP's, the paper's and CSGM's."""
 
@@ -56,6 +57,7 @@ def minimise(
     learning_rate: float,
     cosine: bool = False,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], list[str]]:
     """Adam (beta 0.9, 0.999) on every image's objective, images independent of each other.
 
@@ -72,6 +74,8 @@ def minimise(
         learning_rate: Adam's.
         cosine: Whether it falls to zero along a cosine; the paper keeps it constant.
         progress: Called with (step, steps, what).
+        observe: Called with (step, x) before each step: the images (B, C, H, W) of the iterate
+            that so many steps have made, not clamped to [0, 1].
 
     Returns:
         Last iterate (B, D), best iterate (B, D), the trace (see
@@ -98,6 +102,8 @@ def minimise(
             data, penalty = objective.terms(z, logdet, measured - y)
             value = data + penalty
             (gradient,) = torch.autograd.grad(value.sum(), z)
+        if observe is not None:
+            observe(step, x.detach())
         with torch.no_grad():
             sound = torch.isfinite(value) & torch.isfinite(gradient).all(1)
             for index in torch.nonzero(active & ~sound).flatten().tolist():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import baselines
 from .errors import FlowmendError
-from .latent import minimise, start_latents
+from .latent import Observe, minimise, start_latents
 from .objective import Objective, latent_norm, likelihood, map_estimate
 from .operators import LinearOperator
 from .prior import Prior
@@ -176,6 +176,7 @@ def solve(
     precision: str = "float32",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> Solution:
     """Restores images from linear measurements y = A x + noise.
 
@@ -197,6 +198,8 @@ def solve(
         precision: ``"float32"`` or ``"bfloat16"`` for the coupling networks during the steps.
         generator: Source of the random start; None takes seed 0.
         progress: Called with (step, steps, what).
+        observe: Called with (step, x) before each step of a latent optimisation: the images of
+            the iterate, not clamped.
 
     Returns:
         The solution; image i of it never depends on measurement j.
@@ -251,6 +254,7 @@ def solve(
         learning_rate=settings["learning_rate"],
         cosine=settings["cosine"],
         progress=progress,
+        observe=observe,
     )
     with torch.no_grad():
         x = prior.decode(z)[0]

@@ -13,9 +13,11 @@ __all__ = [
     "CENTRE_LOGDET",
     "centre",
     "dequantise",
+    "floor_to_bytes",
     "from_bytes",
     "grid",
     "quantisation_sigma",
+    "reduce_bits",
     "round_to_bytes",
     "to_bytes",
     "uncentre",
@@ -104,3 +106,17 @@ def grid(images: Tensor, columns: int, gap: int = 2, scale: int = 1) -> Tensor:
         left = gap + (index % columns) * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
     return sheet
+
+
+def reduce_bits(x: Tensor, bits: int) -> Tensor:
+    """Keeps the ``bits`` highest bits of every 8-bit level; the image stays in [0, 1].
+
+    At 5 bits the levels are 0, 8, ..., 248 of 255.
+    """
+    step = 2 ** (8 - bits)
+    return from_bytes(to_bytes(x) // step * step, x.dtype)
+
+
+def floor_to_bytes(x: Tensor) -> Tensor:
+    """Returns the image clamped to [0, 1] and rounded down to 8-bit levels."""
+    return (x.clamp(0.0, 1.0) * 255.0).floor() / 255.0

@@ -9,6 +9,7 @@ from .console import complain, tell
 from .degrade import degrade
 from .demo import demo
 from .inspect import info, sample, score
+from .paper import paper
 from .restore import restore
 from .train import train
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (restore, degrade, train, sample, score, info, demo):
+for _command in (restore, degrade, train, sample, score, info, demo, paper):
     app.command()(_command)
 
 

@@ -51,6 +51,7 @@ class Conditioner(nn.Module):
         factor = 4 if shrinks else 1
         self.shuffle = 2 if shrinks else 1
         self.folds = height * width >= 64
+        self.dense = height * width <= 4
         self.first = nn.Conv2d(channels, hidden * factor, kernel, padding=padding)
         self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in range(depth - 2))
         self.norms = nn.ModuleList(ActNorm(hidden) for _ in range(depth - 1))
@@ -72,16 +73,37 @@ class Conditioner(nn.Module):
         if self.folds:
             weight = convolution.weight * gain.view(-1, 1, 1, 1)
             bias = (convolution.bias + norm.shift.flatten()) * gain.flatten()
-            h = functional.conv2d(h, weight, bias, padding=convolution.padding)
+            h = functional.conv2d(h, self._laid(weight), bias, padding=convolution.padding)
             h = h if position is None else h + (position * gain).to(h.dtype)
         else:
-            h = functional.pixel_shuffle(convolution(h), shuffle)
+            h = self._shuffled(convolution, h, shuffle)
             h = (h + shift.to(h.dtype)) * gain.to(h.dtype)
         return functional.relu(h)
+
+    def _shuffled(self, convolution: nn.Conv2d, h: Tensor, shuffle: int) -> Tensor:
+        """``pixel_shuffle(convolution(h))`` on a small map; on the smallest, a matrix product.
+
+        Where the kernel covers the whole map (or is 1x1 on one pixel) the convolution is one
+        fully connected layer, and the convolution kernels are several times slower at it.
+        """
+        if self.dense and convolution.kernel_size == h.shape[2:]:
+            h = functional.linear(h.flatten(1), convolution.weight.flatten(1), convolution.bias)
+            h = h[:, :, None, None]
+        else:
+            h = convolution(h)
+        return functional.pixel_shuffle(h, shuffle) if shuffle > 1 else h
+
+    @staticmethod
+    def _laid(h: Tensor) -> Tensor:
+        """Channels last in bfloat16, where convolutions on a large map are faster in it."""
+        if h.dtype == torch.bfloat16:
+            return h.contiguous(memory_format=torch.channels_last)
+        return h
 
     def forward(self, h: Tensor) -> Tensor:
         """From (B, channels, H, W) to (B, outputs, H, W), in the precision of the weights."""
         h = h.to(self.first.weight.dtype)
+        h = self._laid(h) if self.folds else h
         h = self._normed(self.first, self.norms[0], h, self.shuffle)
         for convolution, norm in zip(self.middle, self.norms[1:], strict=True):
             h = self._normed(convolution, norm, h, 1)
@@ -89,15 +111,15 @@ class Conditioner(nn.Module):
         if self.folds:
             weight = self.last.weight * gain.view(-1, 1, 1, 1)
             bias = self.last.bias * gain.flatten()
-            return functional.conv2d(h, weight, bias, padding=self.last.padding)
-        return functional.pixel_shuffle(self.last(h), self.shuffle) * gain
+            return functional.conv2d(h, self._laid(weight), bias, padding=self.last.padding)
+        return self._shuffled(self.last, h, self.shuffle) * gain
 
     @torch.no_grad()
     def initialise(self, h: Tensor) -> None:
         """Sets the inner actnorms from a batch."""
         for convolution, norm in zip((self.first, *self.middle), self.norms, strict=True):
             shuffle = self.shuffle if convolution is self.first else 1
-            before = functional.pixel_shuffle(convolution(h), shuffle)
+            before = self._shuffled(convolution, h, shuffle)
             if convolution is self.first and self.position is not None:
                 before = before + self.position
             norm.initialise(before)

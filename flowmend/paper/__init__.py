@@ -1,0 +1,1 @@
+"""The paper's tables and figures, measured again, and the page that reports them."""
