@@ -4,7 +4,7 @@
     python benchmarks/four_tasks.py render benchmarks/results
 
 ``run`` adds a JSON line for each task and method and skips those it finds there; ``render`` writes
-docs/results.md and the table of README.md from the lines. No number is typed by hand.
+docs/defaults.md and the table of README.md from the lines. No number is typed by hand.
 """
 
 import argparse
@@ -153,14 +153,14 @@ def table(records: list[dict]) -> str:
 
 
 def render(arguments: argparse.Namespace) -> None:
-    """Writes docs/results.md and the table of README.md from the results file."""
+    """Writes docs/defaults.md and the table of README.md from the results file."""
     lines = (arguments.folder / "four_tasks.jsonl").read_text().splitlines()
     groups: dict[tuple, list[dict]] = {}
     for record in map(json.loads, lines):
         key = tuple(record[n] for n in ("folder", "images", "prior", "wanted_steps", "seed"))
         groups.setdefault(key, []).append(record)
     page = [
-        "# Results",
+        "# What `flowmend restore` gives as it stands",
         "",
         "Written by `python benchmarks/four_tasks.py render benchmarks/results` from the JSON "
         "lines in `benchmarks/results`; do not edit. True PSNR in dB ± standard error / SSIM, "
@@ -180,7 +180,7 @@ def render(arguments: argparse.Namespace) -> None:
             f"{made['commit']}, torch {made['torch']}, {made['device']}, "
             f"{records[-1]['precision']} coupling networks. `{made['command']}`",
         ]
-    (ROOT / "docs" / "results.md").write_text("\n".join(page) + "\n")
+    (ROOT / "docs" / "defaults.md").write_text("\n".join(page) + "\n")
     shown = next(key for key in groups if key[2] == "faces32")
     text = (
         f"PSNR in dB ± standard error / SSIM on {shown[1]} test faces of CelebA at 32x32, prior "

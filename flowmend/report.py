@@ -12,7 +12,7 @@ from torch import Tensor
 from .files import atomic_path, writing
 from .pixels import to_bytes
 
-__all__ = ["Row", "mean_or_none", "panel", "save_panel", "write_json"]
+__all__ = ["Row", "mean_or_none", "panel", "save_panel", "sheet_of", "write_json"]
 
 MOST_ROWS = 48
 PANEL_SIDE = 128
@@ -40,9 +40,14 @@ def mean_or_none(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _picture(image: Tensor) -> Image.Image:
+def sheet_of(image: Tensor) -> Image.Image:
+    """An image (C, H, W) in [0, 1] as an RGB picture to draw on."""
     levels = to_bytes(image.detach().cpu()).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).convert("RGB")
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).convert("RGB")
+
+
+def _picture(image: Tensor) -> Image.Image:
+    picture = sheet_of(image)
     longest = max(picture.size)
     if longest <= PANEL_SIDE:
         factor = max(1, PANEL_SIDE // longest)

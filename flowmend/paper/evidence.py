@@ -14,11 +14,11 @@ from ..pixels import round_to_bytes
 from ..prior import FlowPrior
 from ..report import mean_or_none
 from ..weights import find_weights, load_prior, sha256_of
+from .ablation import ablation_jobs
 from .plan import (
     ENTRIES,
     PROOF_IMAGES,
     STEPS,
-    TASKS,
     TUNING_IMAGES,
     Entry,
     Job,
@@ -118,6 +118,15 @@ class Evidence:
                     cosine=False,
                     variant="the paper's schedule",
                 )
+                yield job, self.val.run(job, progress)
+
+    def ablation(
+        self, tasks: tuple[str, ...], progress: Progress | None = None
+    ) -> Iterator[tuple[Job, list[dict]]]:
+        """Every variant of Eq. 7 on the validation images its weight was chosen on."""
+        for task in tasks:
+            reference = dataclasses.replace(self.job("eq7", task, progress), images=self.tuning)
+            for job in ablation_jobs(reference):
                 yield job, self.val.run(job, progress)
 
 

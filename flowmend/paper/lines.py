@@ -1,6 +1,7 @@
 """JSON-lines files: one result a line, added as it is measured, never rewritten."""
 
 import json
+import os
 from pathlib import Path
 
 from ..errors import FlowmendError
@@ -10,19 +11,16 @@ __all__ = ["append", "read"]
 
 
 def append(path: Path, rows: list[dict]) -> None:
-    """Adds rows at the end, in one write; a line cut off by a crash before them is closed first."""
+    """Adds rows at the end, in one write; a line that a crash cut off goes first."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.is_file() and path.stat().st_size > 0 and not _ends_a_line(path)
+        if path.is_file():
+            whole = path.read_bytes()
+            if whole and not whole.endswith(b"\n"):
+                os.truncate(path, whole.rfind(b"\n") + 1)
         with path.open("a") as file:
-            file.write("\n" + text if torn else text)
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() == b"\n"
+            file.write(text)
 
 
 def read(path: Path) -> list[dict]:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ..errors import FlowmendError
-from ..metrics import psnr, ssim
+from ..files import save_image
 from ..methods import solve
+from ..metrics import psnr, ssim
 from ..pixels import floor_to_bytes, grid
 from ..prior import FlowPrior
 from ..provenance import provenance
-from ..files import save_image
 from ..tasks import Task, make_task
 from . import lines
+from .ablation import solve_variant
 from .author import five_bit_errors
 from .plan import BATCH, Job
 
@@ -145,28 +146,8 @@ class Bench:
         else:
             offset = task.offset
             y = y - (offset.to(y) if isinstance(offset, Tensor) else offset)
-            settings = {}
-            if job.steps:
-                settings = {
-                    "weight": job.weight,
-                    "steps": job.steps,
-                    "start": job.start,
-                    "learning_rate": job.learning_rate,
-                    "cosine": job.cosine,
-                    "precision": self.precision,
-                    "generator": torch.Generator().manual_seed(self.seed * 1_000_003 + first),
-                }
-            solution = solve(
-                y,
-                task.operator,
-                self.prior,
-                method=job.method,
-                sigma=task.sigma,
-                progress=progress,
-                observe=observe,
-                **settings,
-            )
-            restored, status = solution.x, solution.status
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
+            restored, status = self._solve(job, y, task, generator, observe, progress)
         seconds = (time.monotonic() - begun) / len(x)
         if job.item == "table1" and first == 0:
             self.keep(f"{job.task}-{job.entry}", restored)
@@ -201,6 +182,40 @@ class Bench:
                 }
             rows.append(row)
         return rows
+
+    def _solve(
+        self,
+        job: Job,
+        y: Tensor,
+        task: Task,
+        generator: torch.Generator,
+        observe: Callable[[int, Tensor], None],
+        progress: Progress | None,
+    ) -> tuple[Tensor, list[str]]:
+        if job.item == "ablation":
+            return solve_variant(job, y, task, self.prior, self.precision, generator, observe)
+        settings = {}
+        if job.steps:
+            settings = {
+                "weight": job.weight,
+                "steps": job.steps,
+                "start": job.start,
+                "learning_rate": job.learning_rate,
+                "cosine": job.cosine,
+                "precision": self.precision,
+                "generator": generator,
+            }
+        solution = solve(
+            y,
+            task.operator,
+            self.prior,
+            method=job.method,
+            sigma=task.sigma,
+            progress=progress,
+            observe=observe,
+            **settings,
+        )
+        return solution.x, solution.status
 
     def keep(self, name: str, images: Tensor) -> None:
         """Keeps the first images as a strip, for the figures."""
