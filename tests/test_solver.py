@@ -415,6 +415,20 @@ def test_the_trace_begins_with_the_start_by_hand():
     assert torch.allclose(solution.x, prior.decode(solution.z)[0].clamp(0, 1))
 
 
+def test_an_observer_sees_every_iterate_and_changes_none():
+    operator, prior, given = OPERATORS["blur"], flow_prior(), options(weight=0.3)
+    y = measure(operator, 3)
+    seen = []
+    watched = fm.solve(y, operator, prior, observe=lambda *pair: seen.append(pair), **given)
+    unwatched = fm.solve(y, operator, prior, **given)
+    assert torch.equal(watched.x, unwatched.x)
+    assert [step for step, _ in seen] == list(range(len(watched.trace["data"])))
+    with torch.no_grad():
+        assert torch.allclose(seen[0][1], prior.decode(given["start"])[0])
+    data = torch.stack([(operator.A(x) - y).abs().sum((1, 2, 3)) for _, x in seen])
+    assert torch.allclose(data, watched.trace["data"], rtol=1e-10, atol=0)
+
+
 def test_learning_rate_and_cosine_by_hand():
     """Under a steady gradient each step of Adam has the size of its learning rate."""
     operator = OPERATORS["denoise"]
