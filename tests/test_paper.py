@@ -420,3 +420,17 @@ def test_too_few_pictures_are_refused_before_any_work(run, pictures, tiny_prior_
     assert outcome.code == 1
     assert "192 images are asked for and there are 2" in outcome.err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_page_says_where_more_steps_change_the_answer(tmp_path):
+    table = rows_of("eq7", "denoise", BASE, steps=20)
+    same = rows_of("eq7", "denoise", BASE, steps=20)
+    for shift, sentence in ((0.5, "Not converged"), (0.0, "change no row by more than 0.02 dB")):
+        twice = rows_of("eq7", "denoise", [value + shift for value in BASE], steps=40)
+        folder = tmp_path / str(shift)
+        lines.append(folder / "table1.jsonl", table)
+        lines.append(folder / "steps.jsonl", same + twice)
+        assert sentence in page.assemble(folder).read_text()
+    untried = tmp_path / "untried"
+    lines.append(untried / "table1.jsonl", table)
+    assert "were not tried for Eq. 7" in page.assemble(untried).read_text()

@@ -29,10 +29,12 @@ from .runs import Bench, Progress
 __all__ = ["Evidence", "gather"]
 
 
-def _read(paths: list[Path], prior: FlowPrior) -> tuple[torch.Tensor, list[str]]:
+def _read(paths: list[Path], root: Path, prior: FlowPrior) -> tuple[torch.Tensor, list[str]]:
     channels, height, width = prior.shape
     images = [resize_and_crop(read_picture(path), height, width, channels) for path in paths]
-    return round_to_bytes(torch.stack(images)), [path.name for path in paths]
+    return round_to_bytes(torch.stack(images)), [
+        path.relative_to(root).as_posix() for path in paths
+    ]
 
 
 @dataclass
@@ -180,11 +182,15 @@ def gather(
         raise FlowmendError(f"The prior '{prior}' holds no Gaussian, which LMMSE needs.")
     digest = sha256_of(find_weights(prior))
     benches = []
-    for paths, name in (
-        (test_paths[:images], "test" if split else data.name),
-        (val_paths[:PROOF_IMAGES], "val" if split else f"{data.name} (after the compared)"),
+    for paths, root, name in (
+        (test_paths[:images], data / "test" if split else data, "test" if split else data.name),
+        (
+            val_paths[:PROOF_IMAGES],
+            data / "val" if split else data,
+            "val" if split else f"{data.name} (after the compared)",
+        ),
     ):
-        x, names = _read(paths, loaded)
+        x, names = _read(paths, root, loaded)
         precision = default_precision(torch.device(device))
         bench = Bench(
             x.to(device), names, name, loaded, Path(prior).stem, digest, out, seed, precision

@@ -8,12 +8,14 @@ from ..errors import FlowmendError
 from ..files import atomic_path, writing
 from . import lines
 from .plan import BATCH, ENTRIES
-from .tables import Cell, ablation_table, cells, curves, plot_curves, table1, write_csv
+from .tables import Cell, ablation_table, cells, curves, doubled, plot_curves, table1, write_csv
 from .timing import table2
 from .verdict import verdicts
 
 __all__ = ["assemble"]
 
+SETTLED = 0.02
+"""Largest change in PSNR, in dB, that counts as none."""
 PICTURES = {
     "figure1": "Samples at growing temperature; a column keeps its direction, σ = 0 is the zero "
     "latent",
@@ -75,6 +77,8 @@ def _table1(found: list[Cell], proof: list[Cell]) -> list[str]:
         f"{images} test images, prior `{rows[0]['prior']}`. {EXPLANATION}",
         "",
         table1(found, proof),
+        _settled(found, proof),
+        "",
         f"All methods on all images: {_wall(found)} of one process.",
         "",
         "![PSNR against step](steps.png)",
@@ -98,6 +102,35 @@ def _table1(found: list[Cell], proof: list[Cell]) -> list[str]:
                 )
         out.append("")
     return [*out, _made(rows), ""]
+
+
+def _settled(found: list[Cell], proof: list[Cell]) -> str:
+    """Where the number of steps decides, and where it was not tried."""
+    iterated = [cell for cell in found if cell.steps]
+    changes = [(cell, doubled(cell, proof)) for cell in iterated]
+    names = {
+        wanted: [f"{ENTRIES[cell.entry].title} ({cell.task})" for cell, c in changes if wanted(c)]
+        for wanted in (_unknown, _moving)
+    }
+    parts = []
+    if names[_moving]:
+        parts.append(
+            f"**Not converged.** Twice the steps change more than {SETTLED} dB for "
+            f"{', '.join(names[_moving])}: read these rows as what so many steps give."
+        )
+    if names[_unknown]:
+        parts.append(f"Twice the steps were not tried for {', '.join(names[_unknown])}.")
+    if iterated and not parts:
+        parts.append(f"Twice the steps change no row by more than {SETTLED} dB.")
+    return " ".join(parts)
+
+
+def _unknown(change: float | None) -> bool:
+    return change is None
+
+
+def _moving(change: float | None) -> bool:
+    return change is not None and abs(change) > SETTLED
 
 
 def _chosen(tuned: list[Cell]) -> list[str]:

@@ -17,6 +17,7 @@ __all__ = [
     "ablation_table",
     "cells",
     "curves",
+    "doubled",
     "paired",
     "plot_curves",
     "table1",
@@ -142,12 +143,11 @@ def curves(cell: Cell) -> dict[int, float]:
     return found
 
 
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def doubled(cell: Cell, proof: Sequence[Cell]) -> float | None:
+    """What twice the steps change in mean PSNR on the validation images, in dB.
 
-
-def _doubled(cell: Cell, proof: Sequence[Cell]) -> str:
-    """What twice the steps change on the validation images, in dB."""
+    None for closed forms and where it was not measured.
+    """
     same = [
         other
         for other in proof
@@ -156,9 +156,37 @@ def _doubled(cell: Cell, proof: Sequence[Cell]) -> str:
     ]
     by_steps = {other.steps: other for other in same}
     if cell.steps == 0 or cell.steps not in by_steps or 2 * cell.steps not in by_steps:
-        return "-"
-    change = by_steps[2 * cell.steps].mean("psnr") - by_steps[cell.steps].mean("psnr")
-    return f"{change:+.2f}"
+        return None
+    return by_steps[2 * cell.steps].mean("psnr") - by_steps[cell.steps].mean("psnr")
+
+
+def _table1_row(cell: Cell, ours: Cell | None, proof: Sequence[Cell]) -> list[str]:
+    test = paired(ours, cell) if ours is not None and cell is not ours else None
+    against = "-"
+    if test is not None:
+        p = "p < 0.001" if test[2] < 0.001 else f"p = {test[2]:.3f}"
+        against = f"{test[0]:+.2f} ± {test[1]:.2f}, {p}"
+    printed = PRINTED.get((cell.entry, cell.task))
+    path = curves(cell)
+    best = max(path, key=path.get) if path else None
+    oracle = "-"
+    if best is not None:
+        oracle = "the last" if best == cell.steps else f"{path[best]:.2f} at {best}"
+    change = doubled(cell, proof)
+    return [
+        ENTRIES[cell.entry].title,
+        f"{cell.mean('psnr'):.2f} ± {cell.error('psnr'):.2f}",
+        f"{cell.mean('ssim'):.3f} ± {cell.error('ssim'):.3f}",
+        against,
+        f"{cell.author_psnr:.2f} / {cell.mean('ssim_5bit'):.3f}",
+        "-" if printed is None else f"{printed[0]:.2f} / {printed[1]:.3f}",
+        "-" if printed is None else f"{true_psnr(printed[0]):.2f}",
+        "-" if cell.weight is None else f"{cell.weight:.4g}",
+        str(cell.steps or "-"),
+        "-" if change is None else f"{change:+.2f}",
+        oracle,
+        f"{cell.mean('seconds'):.3f}",
+    ]
 
 
 def table1(found: Sequence[Cell], proof: Sequence[Cell]) -> str:
@@ -178,29 +206,7 @@ def table1(found: Sequence[Cell], proof: Sequence[Cell]) -> str:
             "|---" * 12 + "|",
         ]
         for cell in here:
-            printed = PRINTED.get((cell.entry, task))
-            test = paired(ours, cell) if ours is not None and cell is not ours else None
-            against = "-"
-            if test is not None:
-                p = "p < 0.001" if test[2] < 0.001 else f"p = {test[2]:.3f}"
-                against = f"{test[0]:+.2f} ± {test[1]:.2f}, {p}"
-            path = curves(cell)
-            best = max(path, key=path.get) if path else None
-            oracle = "-"
-            if best is not None:
-                oracle = "the last" if best == cell.steps else f"{path[best]:.2f} at {best}"
-            lines.append(
-                f"| {ENTRIES[cell.entry].title} "
-                f"| {cell.mean('psnr'):.2f} ± {cell.error('psnr'):.2f} "
-                f"| {cell.mean('ssim'):.3f} ± {cell.error('ssim'):.3f} "
-                f"| {against} "
-                f"| {cell.author_psnr:.2f} / {cell.mean('ssim_5bit'):.3f} "
-                + ("| - | - " if printed is None else f"| {printed[0]:.2f} / {printed[1]:.3f} ")
-                + ("" if printed is None else f"| {true_psnr(printed[0]):.2f} ")
-                + f"| {'-' if cell.weight is None else f'{cell.weight:.4g}'} "
-                f"| {cell.steps or '-'} | {_doubled(cell, proof)} | {oracle} "
-                f"| {_number(cell.mean('seconds'), 3)} |"
-            )
+            lines.append("| " + " | ".join(_table1_row(cell, ours, proof)) + " |")
         lines.append("")
     return "\n".join(lines)
 
