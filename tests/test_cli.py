@@ -467,7 +467,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    "command", ["restore", "degrade", "train", "sample", "score", "info", "demo"]
+    "command",
+    ["restore", "degrade", "train", "sample", "score", "info", "convert", "demo", "paper"],
 )
 def test_every_command_has_help_with_an_example(run, command):
     outcome = run(command, "--help")

@@ -18,6 +18,7 @@ LAYERS = (
     ("files", "flow", "provenance", "device", "recipes"),
     (
         "prior",
+        "fsgf",
         "operators",
         "objective",
         "kernels",
@@ -27,10 +28,10 @@ LAYERS = (
         "data",
         "faces",
     ),
-    ("latent", "baselines", "weights", "report"),
+    ("latent", "baselines", "weights", "convert", "report"),
     ("methods", "train"),
     ("tasks",),
-    ("batch",),
+    ("batch", "paper"),
     ("cli",),
 )
 """A part may import parts of earlier lines only; inside a package its modules are free."""

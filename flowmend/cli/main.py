@@ -6,6 +6,7 @@ import typer
 
 from ..errors import FlowmendError
 from .console import complain, tell
+from .convert import convert
 from .degrade import degrade
 from .demo import demo
 from .inspect import info, sample, score
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (restore, degrade, train, sample, score, info, demo, paper):
+for _command in (restore, degrade, train, sample, score, info, convert, demo, paper):
     app.command()(_command)
 
 

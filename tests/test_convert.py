@@ -1,0 +1,729 @@
+"""Checkpoints of the paper's own code: the same image from the same latent, there and back.
+
+What is expected comes from ``Reference``, a plain reading of that layout in float64 which takes
+the tensors by the author's names and knows nothing of this library.
+"""
+
+import math
+import pickle
+
+import pytest
+import torch
+from conftest import leftovers, tiny_prior
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from flowmend import convert
+from flowmend.convert import (
+    author_config,
+    from_author,
+    read_author_checkpoint,
+    save_author_checkpoint,
+    to_author,
+)
+from flowmend.errors import FlowmendError
+from flowmend.flow import FlowConfig, build_flow, preset
+from flowmend.prior import FlowPrior
+from flowmend.weights import load_prior, save_prior
+
+HIDDEN = 6
+CLOSE = 1e-4
+FIRST = "layers.2.norm.bias"
+TENSORS = (
+    "norm.bias",
+    "norm.log_s",
+    "layer.NN.conv1.weight",
+    "layer.NN.conv1.bias",
+    "layer.NN.norm1.bias",
+    "layer.NN.norm1.log_s",
+    "layer.NN.conv2.weight",
+    "layer.NN.conv2.bias",
+    "layer.NN.log_s",
+)
+
+
+def small(size=32, channels=3, repeats=2, hidden=HIDDEN):
+    """The author's architecture, narrow, written out by hand."""
+    few, many = repeats, 2 * repeats
+    steps, split = {
+        32: ((few, few, few, many, many), (False, False, True, True, False)),
+        64: ((few, few, few, few, many), (False, False, False, True, False)),
+    }[size]
+    return FlowConfig(
+        height=size, width=size, channels=channels, steps=steps, split=split, hidden=hidden
+    )
+
+
+def outline(size=32, channels=3, repeats=2):
+    """The author's modules in order: ``("squeeze" | "step" | "split", channels, side)``."""
+    modules, side = ["levels"], size
+    for scale in range(5):
+        channels, side = 4 * channels, side // 2
+        modules.append("squeeze")
+        modules += [("step", channels, side)] * (repeats if side >= 4 else 2 * repeats)
+        if side <= 4 and scale < 4:
+            modules.append("split")
+            channels //= 2
+    return modules
+
+
+def random_state(size=32, channels=3, repeats=2, hidden=HIDDEN, seed=0):
+    """A checkpoint's weights, all of them random and none zero, of a flow that stays tame."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale):
+        return scale * torch.randn(*shape, generator=generator)
+
+    state = {}
+    for index, module in enumerate(outline(size, channels, repeats)):
+        if not isinstance(module, tuple):
+            continue
+        _, width, side = module
+        kernel = {1: 1, 2: 2}.get(side, 3)
+        factor = 4 if side in (2, 4) else 1
+        step, net = f"layers.{index}.norm.", f"layers.{index}.layer.NN."
+        fan = width // 2 * kernel**2
+        state[step + "bias"] = draw(1, width, 1, 1, scale=0.1)
+        state[step + "log_s"] = draw(1, width, 1, 1, scale=0.1)
+        state[net + "log_s"] = draw(width, 1, 1, scale=0.1)
+        state[net + "conv1.weight"] = draw(
+            hidden * factor, width // 2, kernel, kernel, scale=fan**-0.5
+        )
+        state[net + "conv1.bias"] = draw(hidden * factor, scale=0.3)
+        state[net + "norm1.bias"] = draw(1, hidden, 1, 1, scale=0.3)
+        state[net + "norm1.log_s"] = draw(1, hidden, 1, 1, scale=0.3)
+        state[net + "conv2.weight"] = draw(
+            width * factor, hidden, kernel, kernel, scale=0.2 / (kernel * hidden**0.5)
+        )
+        state[net + "conv2.bias"] = draw(width * factor, scale=0.2)
+    return state
+
+
+class Reference:
+    """The author's network as plain functions of tensors, float64.
+
+    ``broken`` names one deliberate misreading of the layout.
+    """
+
+    def __init__(self, state, size=32, channels=3, repeats=2, broken=""):
+        self.state = {name: value.double() for name, value in state.items()}
+        self.modules = outline(size, channels, repeats)
+        self.shape = (channels, size, size)
+        self.broken = broken
+        steps = [i for i, module in enumerate(self.modules) if isinstance(module, tuple)]
+        start = 1 if broken == "halves" else 0
+        self.second_changes = {i: (n + start) % 2 == 1 for n, i in enumerate(steps)}
+
+    def squeeze(self, x):
+        """Channel 4c + 2i + j is channel c at the pixels of row i and column j of each block."""
+        corners = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        if self.broken == "squeeze":
+            return torch.cat(corners, dim=1)
+        return torch.stack(corners, dim=2).flatten(1, 2)
+
+    def unsqueeze(self, y):
+        count, channels, height, width = y.shape
+        x = y.new_zeros(count, channels // 4, 2 * height, 2 * width)
+        for corner in range(4):
+            part = slice(corner, None, 4)
+            if self.broken == "squeeze":
+                part = slice(corner * channels // 4, (corner + 1) * channels // 4)
+            x[:, :, corner // 2 :: 2, corner % 2 :: 2] = y[:, part]
+        return x
+
+    def log_scale_and_shift(self, index, kept):
+        net = f"layers.{index}.layer.NN."
+        s = self.state
+        side = kept.shape[-1]
+        padding = 1 if side >= 8 else 0
+
+        def grown(h):
+            # The true order of a pixel shuffle, whatever ``broken`` says of the squeeze.
+            return functional.pixel_shuffle(h, 2) if side in (2, 4) else h
+
+        h = grown(
+            functional.conv2d(
+                kept, s[net + "conv1.weight"], s[net + "conv1.bias"], padding=padding
+            )
+        )
+        h = (h + s[net + "norm1.bias"]) * s[net + "norm1.log_s"].exp()
+        h = grown(
+            functional.conv2d(
+                h.clamp_min(0), s[net + "conv2.weight"], s[net + "conv2.bias"], padding=padding
+            )
+        )
+        gain = 1.0 if self.broken == "gain" else 3.0
+        h = h * (gain * s[net + "log_s"]).exp()
+        scale, shift = h[:, ::2], h[:, 1::2]
+        if self.broken == "outputs":
+            scale, shift = h.chunk(2, dim=1)
+        return -torch.log1p(torch.exp(-scale - 2.0)), shift
+
+    def norm(self, index):
+        bias, log_s = (self.state[f"layers.{index}.norm.{name}"] for name in ("bias", "log_s"))
+        return bias, -log_s if self.broken == "sign" else log_s
+
+    def coupled(self, index, h, forward):
+        half = h.shape[1] // 2
+        low, high = h[:, :half], h[:, half:]
+        second = self.second_changes[index]
+        kept, changed = (low, high) if second else (high, low)
+        log_scale, shift = self.log_scale_and_shift(index, kept)
+        if forward:
+            changed = changed * log_scale.exp() + shift
+        else:
+            changed = (changed - shift) / log_scale.exp()
+        total = log_scale.sum(dim=(1, 2, 3))
+        return torch.cat([kept, changed] if second else [changed, kept], dim=1), total
+
+    def encode(self, u):
+        """From images u (B, C, H, W) in [-1, 1]: flat latents (B, D) and logdet (B,)."""
+        h, logdet, latents = u.double(), 0.0, []
+        for index, module in enumerate(self.modules):
+            if module == "squeeze":
+                h = self.squeeze(h)
+            elif module == "split":
+                half = h.shape[1] // 2
+                latents.append(h[:, half:].flatten(1))
+                h = h[:, :half]
+            elif isinstance(module, tuple):
+                bias, log_s = self.norm(index)
+                h = (h + bias) * log_s.exp()
+                h, part = self.coupled(index, h, forward=True)
+                logdet = logdet + part + log_s.sum() * h.shape[2] * h.shape[3]
+        return torch.cat([*latents, h.flatten(1)], dim=1), logdet
+
+    def decode(self, z):
+        """From flat latents (B, D): images (B, C, H, W) in [-1, 1] and logdet (B,)."""
+        channels, side, _ = self.shape
+        sizes = []
+        for module in self.modules:
+            if module == "squeeze":
+                channels, side = 4 * channels, side // 2
+            elif module == "split":
+                channels //= 2
+                sizes.append((channels, side, side))
+        sizes.append((channels, side, side))
+        flat = z.double().split([math.prod(size) for size in sizes], dim=1)
+        latents = [part.reshape(-1, *size) for part, size in zip(flat, sizes, strict=True)]
+        h, logdet = latents.pop(), 0.0
+        for index, module in reversed(list(enumerate(self.modules))):
+            if module == "squeeze":
+                h = self.unsqueeze(h)
+            elif module == "split":
+                h = torch.cat([h, latents.pop()], dim=1)
+            elif isinstance(module, tuple):
+                pixels = h.shape[2] * h.shape[3]
+                h, part = self.coupled(index, h, forward=False)
+                bias, log_s = self.norm(index)
+                h = h / log_s.exp() - bias
+                logdet = logdet - part - log_s.sum() * pixels
+        return h, logdet
+
+
+def latents(count=3, size=32, channels=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return 0.7 * torch.randn(count, channels * size * size, generator=generator)
+
+
+def images(count=3, size=32, channels=3, seed=2):
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(prior, reference):
+    """Largest difference of images in [0, 1] from the same latents."""
+    channels, size, _ = reference.shape
+    z = latents(size=size, channels=channels)
+    return float((prior.decode(z)[0] - (reference.decode(z)[0] + 1.0) / 2.0).abs().max())
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def prior(state):
+    return from_author(state, small())
+
+
+@pytest.fixture(scope="module")
+def reference(state):
+    return Reference(state)
+
+
+KINDS = {
+    "as released": {},
+    "one step a scale": {"repeats": 1},
+    "three steps a scale": {"repeats": 3},
+    "grey": {"channels": 1},
+    "64 pixels": {"size": 64, "repeats": 1},
+}
+
+
+# The reference is a flow: its log-determinant is that of its Jacobian, its directions inverses.
+
+
+def test_reference_is_a_flow_with_the_log_determinant_it_says():
+    reference = Reference(random_state(channels=1, hidden=3), channels=1)
+    z = latents(1, channels=1)
+    u, logdet = reference.decode(z)
+    back, other = reference.encode(u)
+    torch.testing.assert_close(back, z.double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(other, -logdet)
+    jacobian = torch.func.jacrev(lambda v: reference.encode(v)[0][0], chunk_size=256)(u)
+    wanted = torch.linalg.slogdet(jacobian.reshape(1024, 1024))[1]
+    torch.testing.assert_close(other[0], wanted, rtol=0, atol=1e-6)
+
+
+# From the author's layout to ours.
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_same_latent_gives_the_same_image(kind):
+    state = random_state(**kind)
+    reference, prior = Reference(state, **kind), from_author(state, small(**kind))
+    channels, size, _ = reference.shape
+    z = latents(size=size, channels=channels)
+    wanted, wanted_logdet = reference.decode(z)
+    assert 0.1 < wanted.std() < 10  # neither dead nor exploded
+    found, logdet = prior.decode(z)
+    torch.testing.assert_close(found.double(), (wanted + 1) / 2, rtol=0, atol=CLOSE)
+    halving = prior.dimensions * math.log(2.0)
+    torch.testing.assert_close(logdet.double(), wanted_logdet - halving, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_same_image_gives_the_same_latent(kind):
+    state = random_state(**kind)
+    reference, prior = Reference(state, **kind), from_author(state, small(**kind))
+    channels, size, _ = reference.shape
+    x = images(size=size, channels=channels)
+    wanted, wanted_logdet = reference.encode(2.0 * x.double() - 1.0)
+    found, logdet = prior.encode(x)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=CLOSE)
+    doubling = prior.dimensions * math.log(2.0)
+    torch.testing.assert_close(logdet.double(), wanted_logdet + doubling, rtol=1e-5, atol=1e-2)
+
+
+def test_in_double_precision_both_agree_to_rounding(state, reference):
+    prior = from_author(state, small()).double()
+    z = latents().double()
+    wanted, logdet = reference.decode(z)
+    found, found_logdet = prior.decode(z)
+    torch.testing.assert_close(found, (wanted + 1) / 2, rtol=0, atol=1e-11)
+    wanted_logdet = logdet - prior.dimensions * math.log(2.0)
+    torch.testing.assert_close(found_logdet, wanted_logdet, rtol=0, atol=1e-7)
+
+
+def test_prior_is_ready_to_restore(prior):
+    assert prior.config == FlowConfig(**(small().to_dict() | {"steps": (3, 2, 2, 4, 4)}))
+    assert not prior.training
+    assert prior.gaussian is None
+    assert not any(value.requires_grad for value in prior.parameters())
+    assert all(value.dtype == torch.float32 for value in prior.parameters())
+
+
+def test_saved_prior_is_still_the_author_s(prior, reference, tmp_path):
+    for half in (False, True):
+        path = save_prior(tmp_path / "prior.safetensors", prior, half=half)
+        assert distance(load_prior(path), reference) < (0.05 if half else CLOSE)
+
+
+def test_bfloat16_networks_keep_the_added_step_exact(prior):
+    step = prior.at_precision("bfloat16").flow.scales[0].layers[2]
+    h = images(channels=12, size=16)
+    assert torch.equal(step.encode(h)[0], h)
+    assert torch.equal(step.decode(h)[0], h)
+    assert step.encode(h)[1].abs().max() < 1e-30
+
+
+def test_state_is_copied_and_left_alone(state):
+    given = {name: value.clone() for name, value in state.items()}
+    prior = from_author(given, small())
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(1.0)
+    assert same(given, state)
+
+
+def test_other_precisions_are_read(state, reference):
+    wide = {name: value.double() for name, value in state.items()}
+    assert distance(from_author(wide, small()), reference) < CLOSE
+
+
+def test_released_architecture_is_preset_paper():
+    state = {name: value.to("meta") for name, value in random_state(hidden=512).items()}
+    shapes = {name: torch.zeros(1).expand(value.shape) for name, value in state.items()}
+    with pytest.raises(FlowmendError, match="no floating-point tensor"):
+        author_config(shapes)  # names more numbers than it stores
+    with pytest.raises(FlowmendError, match="no floating-point tensor"):
+        author_config(state)
+    shapes = {name: torch.empty(value.shape) for name, value in state.items()}
+    assert sum(value.numel() for value in shapes.values()) == 32_736_864
+    assert author_config(shapes) == preset("paper")
+
+
+# What the checks would notice.
+
+
+@pytest.mark.parametrize("broken", ["halves", "squeeze", "outputs", "sign", "gain"])
+def test_the_comparison_notices_a_misread_layout(state, prior, broken):
+    misread = Reference(state, broken=broken)
+    z = latents(1)
+    back = misread.encode(misread.decode(z)[0])[0]
+    torch.testing.assert_close(back, z.double(), rtol=0, atol=1e-8)  # a flow, only another one
+    assert distance(prior, misread) > 100 * CLOSE
+
+
+def test_the_comparison_notices_a_conversion_without_the_added_step(state, reference):
+    """The names alone fit, and the swaps are then the wrong way round."""
+    weights = from_author(state, small()).flow.state_dict()
+    renamed = {}
+    for name, value in weights.items():
+        scale, layer, rest = name.removeprefix("scales.").replace(".layers.", ".", 1).split(".", 2)
+        layer = int(layer) - (2 if scale == "0" else 0)
+        if layer > 0:
+            renamed[f"scales.{scale}.layers.{layer}.{rest}"] = value
+    flow = build_flow(small())
+    flow.load_state_dict(renamed)
+    assert distance(FlowPrior(flow).requires_grad_(False), reference) > 100 * CLOSE
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_the_comparison_notices_every_tensor(state, reference, name):
+    for layer in (2, 8, 14, 21):  # of a 16x16, 4x4, 2x2 and 1x1 map
+        key = f"layers.{layer}.{name}"
+        reversed_state = {**state, key: state[key].flatten().flip(0).reshape(state[key].shape)}
+        assert distance(from_author(reversed_state, small()), reference) > 10 * CLOSE
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_state_comes_back(kind):
+    state = random_state(**kind)
+    assert same(to_author(from_author(state, small(**kind))), state)
+
+
+def test_prior_comes_back(prior, state):
+    again = from_author(to_author(prior), small())
+    assert again.config == prior.config
+    assert same(again.flow.state_dict(), prior.flow.state_dict())
+
+
+def our_own(steps=(2, 2, 2, 4, 4), seed=3):
+    """A prior made here, not converted: its first step changes the second half."""
+    flow = build_flow(FlowConfig(**(small().to_dict() | {"steps": steps})), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+    return FlowPrior(flow).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "repeats"),
+    [((2, 2, 2, 4, 4), 3), ((1, 1, 1, 1, 1), 2), ((0, 3, 1, 0, 2), 3), ((0, 0, 0, 0, 0), 1)],
+)
+def test_our_own_prior_goes_to_the_author_s_network(steps, repeats):
+    prior = our_own(steps)
+    state = to_author(prior)
+    assert author_config(state) == small(repeats=repeats)
+    reference = Reference(state, repeats=repeats)
+    assert distance(prior, reference) < CLOSE
+    z = latents()
+    wanted = reference.decode(z)[1] - prior.dimensions * math.log(2.0)
+    torch.testing.assert_close(prior.decode(z)[1].double(), wanted, rtol=1e-5, atol=1e-2)
+    again = from_author(state, small(repeats=repeats))
+    assert same(to_author(again), state)
+    assert distance(again, reference) < CLOSE
+
+
+def test_state_shares_no_memory_with_the_prior(prior):
+    before = {name: value.clone() for name, value in prior.flow.state_dict().items()}
+    for value in to_author(prior).values():
+        value.add_(1.0)
+    assert same(prior.flow.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"scale": "bounded"}, "'scale' must be sigmoid"),
+        ({"permutation": "conv1x1"}, "'permutation' must be swap"),
+        ({"depth": 3}, "'depth' must be 2"),
+        ({"positional": True}, "'positional'"),
+        ({"width": 64}, "'width' must be 32"),
+        ({"height": 96, "width": 96}, "side 32, 64, 128"),
+        ({"split": (True, False, True, True, False)}, "'split'"),
+        ({"hidden": (3, 3, 3, 3, 4)}, "'hidden' must be the same"),
+        ({"steps": (2, 2), "split": (False, False)}, "five scales"),
+    ],
+    ids=str,
+)
+def test_other_architectures_are_refused_both_ways(state, changes, phrase):
+    config = FlowConfig(**(small().to_dict() | changes))
+    with pytest.raises(FlowmendError, match=phrase):
+        to_author(FlowPrior(build_flow(config)))
+    with pytest.raises(FlowmendError, match=phrase):
+        from_author(state, config)
+
+
+def test_steps_that_the_author_s_network_cannot_have_are_refused(state):
+    for steps in ((2, 2, 2, 2, 2), (0, 0, 0, 0, 0)):
+        with pytest.raises(FlowmendError, match="'steps' must be"):
+            from_author(state, FlowConfig(**(small().to_dict() | {"steps": steps})))
+
+
+def test_whitened_priors_are_refused():
+    with pytest.raises(FlowmendError, match="no such architecture"):
+        to_author(tiny_prior())
+
+
+def test_hidden_given_for_each_scale_is_the_same_architecture(state, reference):
+    config = FlowConfig(**(small().to_dict() | {"hidden": (HIDDEN,) * 5}))
+    assert distance(from_author(state, config), reference) < CLOSE
+
+
+def test_prior_with_values_that_are_not_finite_is_refused():
+    prior = our_own()
+    prior.flow.scales[1].layers[1].shift[0, 0] = math.nan
+    with pytest.raises(FlowmendError, match="not finite"):
+        to_author(prior)
+
+
+# States that are wrong.
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+def poisoned(value, bad):
+    value = value.clone()
+    value.view(-1)[-1] = bad
+    return value
+
+
+WRONG = {
+    "empty": (lambda s: {}, "dictionary of tensors"),
+    "missing": (lambda s: without(s, "layers.21.layer.NN.conv2.bias"), "lacks 'layers.21"),
+    "missing first": (lambda s: without(s, FIRST), "layers.2.norm.bias|first step"),
+    "missing second": (lambda s: without(s, "layers.3.norm.bias"), "checkpoint"),
+    "extra": (lambda s: s | {"layers.22.norm.bias": torch.zeros(1)}, "holds 'layers.22"),
+    "shape": (lambda s: s | {"layers.5.norm.bias": torch.zeros(48)}, r"shape \(48,\)"),
+    "size": (lambda s: s | {"layers.5.norm.log_s": torch.zeros(1, 9, 1, 1)}, r"\(1, 9, 1, 1\)"),
+    "flat first": (lambda s: s | {FIRST: torch.zeros(12)}, "shape|first step"),
+    "NaN": (lambda s: s | {FIRST: poisoned(s[FIRST], math.nan)}, "not finite"),
+    "infinite": (lambda s: s | {FIRST: poisoned(s[FIRST], math.inf)}, "not finite"),
+    "too large": (lambda s: s | {FIRST: poisoned(s[FIRST].double(), 1e60)}, "not finite"),
+    "integers": (lambda s: s | {FIRST: s[FIRST].long()}, "no floating-point tensor"),
+    "complex": (lambda s: s | {FIRST: s[FIRST] * 1j}, "no floating-point tensor"),
+    "sparse": (lambda s: s | {FIRST: s[FIRST].to_sparse()}, "no floating-point tensor"),
+    "expanded": (
+        lambda s: s | {FIRST: torch.zeros(1).expand(2**50)},
+        "no floating-point tensor",
+    ),
+    "number": (lambda s: s | {FIRST: 1.0}, "no floating-point tensor"),
+    "name": (lambda s: s | {3: torch.zeros(1)}, "no floating-point tensor"),
+    "list": (lambda s: [1, 2], "dictionary of tensors"),
+}
+
+
+@pytest.mark.parametrize(("damage", "phrase"), WRONG.values(), ids=WRONG)
+def test_wrong_states_are_refused(state, tmp_path, damage, phrase):
+    wrong = damage(state)
+    with pytest.raises(FlowmendError, match=phrase):
+        from_author(wrong, small())
+    path = tmp_path / "model-1.pth"
+    torch.save({"state_dict_net": wrong}, path)
+    with pytest.raises(FlowmendError, match=r"model-1\.pth") as raised:
+        read_author_checkpoint(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_state_of_another_size_is_refused(state):
+    with pytest.raises(FlowmendError, match="checkpoint"):
+        from_author(state, small(repeats=1))
+    with pytest.raises(FlowmendError, match="shape"):
+        from_author(state, small(hidden=HIDDEN + 1))
+
+
+# Files.
+
+
+@pytest.fixture
+def checkpoint(state, tmp_path):
+    """A file as the author's trainer writes it, its optimizer's state included."""
+    path = tmp_path / "model-100.pth"
+    moment = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}
+    optimizer = {"state": {0: moment}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    torch.save({"state_dict_net": state, "opt_model": optimizer}, path)
+    return path
+
+
+def test_checkpoint_is_read(checkpoint, state):
+    assert same(read_author_checkpoint(checkpoint), state)
+    assert same(read_author_checkpoint(str(checkpoint)), state)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "b.safetensors", "new/folder/c.pt"])
+def test_what_is_written_is_read(state, tmp_path, name):
+    path = save_author_checkpoint(tmp_path / name, state)
+    assert same(read_author_checkpoint(path), state)
+    assert leftovers(tmp_path) == []
+
+
+def test_written_checkpoint_has_the_author_s_key(state, tmp_path):
+    path = save_author_checkpoint(tmp_path / "model-1.pth", state)
+    assert same(torch.load(path, weights_only=True)["state_dict_net"], state)
+
+
+def test_unwritable_place_is_refused(state, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlowmendError, match="Cannot write"):
+        save_author_checkpoint(tmp_path / "file" / "model-1.pth", state)
+
+
+class Trap:
+    """Marks a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path.with_name("trapped")), "w")
+
+
+def hostile_pickle(path, state):
+    path.write_bytes(pickle.dumps({"state_dict_net": Trap(path)}))
+
+
+def hostile_checkpoint(path, state):
+    torch.save({"state_dict_net": state, "opt_model": Trap(path)}, path)
+
+
+def hostile_old_format(path, state):
+    content = {"state_dict_net": state, "opt_model": Trap(path)}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("write", [hostile_pickle, hostile_checkpoint, hostile_old_format])
+def test_hostile_pickle_is_refused_and_not_run(state, tmp_path, write):
+    path = tmp_path / "model.pth"
+    write(path, state)
+    with pytest.raises(FlowmendError, match="never unpickled") as raised:
+        read_author_checkpoint(path)
+    assert not (tmp_path / "trapped").exists()
+    assert "weights_only" not in str(raised.value)
+    if write is hostile_pickle:
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert (tmp_path / "trapped").exists()  # the trap works where it is sprung
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_truncated_file_is_refused(state, tmp_path, name, kept):
+    path = save_author_checkpoint(tmp_path / name, state)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(FlowmendError, match="truncated"):
+        read_author_checkpoint(path)
+
+
+def test_text_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_text("weights\n" * 100)
+    with pytest.raises(FlowmendError, match="no checkpoint"):
+        read_author_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": torch.zeros(2)}, torch.zeros(2)], ids=str)
+def test_other_torch_files_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(FlowmendError, match="no 'state_dict_net'"):
+        read_author_checkpoint(tmp_path / "model.pth")
+
+
+def test_our_own_weights_are_no_checkpoint(prior, tmp_path):
+    path = save_prior(tmp_path / "prior.safetensors", prior)
+    with pytest.raises(FlowmendError, match="no FSGF network"):
+        read_author_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["gone.pth", "", "a" * 5000])
+def test_what_is_no_file_is_refused(tmp_path, name):
+    with pytest.raises(FlowmendError, match="is no file"):
+        read_author_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "2.5.0+cpu"])
+def test_torch_with_a_leaking_reader_is_not_trusted(checkpoint, state, monkeypatch, version):
+    monkeypatch.setattr(convert.torch, "__version__", version)
+    with pytest.raises(FlowmendError, match=r"install torch 2\.6"):
+        read_author_checkpoint(checkpoint)
+    path = save_author_checkpoint(checkpoint.with_suffix(".safetensors"), state)
+    assert same(read_author_checkpoint(path), state)
+
+
+# The command.
+
+
+def test_command_converts_and_comes_back(run, checkpoint, state, reference, tmp_path):
+    outcome = run("convert", checkpoint, "--out", tmp_path / "v1.2")
+    assert outcome.code == 0, outcome.err
+    path = tmp_path / "v1.2.safetensors"
+    assert distance(load_prior(path), reference) < CLOSE
+    assert load_prior(path).card["file"] == "model-100.pth"
+    assert load_prior(path).config.bits == 5
+    outcome = run("convert", path, "--to-author", "--out", tmp_path / "back.pth")
+    assert outcome.code == 0, outcome.err
+    assert f"--K 2 --hid_dim {HIDDEN} --img_size 32 --img_ch 3" in outcome.err
+    assert same(read_author_checkpoint(tmp_path / "back.pth"), state)
+    assert leftovers(tmp_path) == []
+
+
+def test_converted_prior_samples_and_scores(run, checkpoint, clean_folder, tmp_path):
+    path = tmp_path / "author.safetensors"
+    assert run("convert", checkpoint, "--out", path, "--bits", 6).code == 0
+    assert load_prior(path).config.bits == 6
+    assert run("sample", path, "--out", tmp_path / "s.png", "-n", 2, "--device", "cpu").code == 0
+    assert run("score", path, clean_folder, "--device", "cpu").code == 0
+
+
+def test_command_refuses_in_one_sentence(run, checkpoint, tiny_prior_path, tmp_path):
+    save_file(load_file(tiny_prior_path), tmp_path / "other.safetensors")
+    for arguments in (
+        ("gone.pth", "--out", "x"),
+        (tmp_path / "other.safetensors", "--out", "x"),
+        (tiny_prior_path, "--to-author", "--out", "x.pth"),
+        (checkpoint, "--to-author", "--out", "x.pth"),
+        (checkpoint, "--out", tmp_path / "none" / ("a" * 300)),
+    ):
+        outcome = run("convert", *arguments)
+        assert outcome.code == 1, arguments
+        assert outcome.err.startswith("flowmend: ")
+        assert outcome.err.count("\n") == 1
+        assert "Traceback" not in outcome.err
+
+
+def test_command_does_not_overwrite_its_source(run, prior, tmp_path):
+    path = save_prior(tmp_path / "prior.safetensors", prior)
+    before = path.read_bytes()
+    assert run("convert", path, "--to-author", "--out", path).code == 1
+    assert run("convert", path, "--out", tmp_path / "prior").code == 1
+    assert path.read_bytes() == before
+
+
+def test_command_has_help_with_examples(run):
+    outcome = run("convert", "--help")
+    assert outcome.code == 0
+    assert outcome.out.count("Example: flowmend") == 3
