@@ -21,7 +21,7 @@ FIGURE_TASKS = {3: "denoise", 4: "deblur", 5: "inpaint", 6: "colorize"}
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 ACROSS = 16
 ENLARGED = 2
-LABEL = 130
+LABEL = 172
 
 
 def _labelled(path: Path, lines: list[tuple[str, Image.Image]]) -> Path:
@@ -50,7 +50,7 @@ def figure1(path: Path, prior: FlowPrior, seed: int = 0) -> Path:
     for temperature in TEMPERATURES:
         x = prior.decode(temperature * noise)[0]
         strip = grid(torch.nan_to_num(x).cpu(), ACROSS, gap=1, scale=ENLARGED)
-        lines.append((f"σ = {temperature:g}", sheet_of(strip)))
+        lines.append((f"sigma = {temperature:g}", sheet_of(strip)))
     return _labelled(path, lines)
 
 
