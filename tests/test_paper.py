@@ -434,3 +434,16 @@ def test_the_page_says_where_more_steps_change_the_answer(tmp_path):
     untried = tmp_path / "untried"
     lines.append(untried / "table1.jsonl", table)
     assert "were not tried for Eq. 7" in page.assemble(untried).read_text()
+
+
+def test_objectives_are_compared_at_their_best_weights():
+    def line(name, values):
+        rows = rows_of("eq7", "denoise", values, steps=20, variant=name)
+        return [row | {"psnr_at": {"0": 1.0}} for row in rows]
+
+    rows = line("Eq. 7 as in Table 1", BASE) + line("without the Jacobian", shifted(-2))
+    claim = next(c for c in verdicts([], cells(rows), []) if "Jacobian" in c.text)
+    assert claim.verdict == "holds"
+    rows += line("without the Jacobian, 3 times alpha", shifted(0.5))
+    claim = next(c for c in verdicts([], cells(rows), []) if "Jacobian" in c.text)
+    assert claim.verdict == "does not hold"

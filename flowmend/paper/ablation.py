@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..prior import FlowPrior
 from ..tasks import Task
 from .plan import ENTRIES, Job
 
-__all__ = ["VARIANTS", "ablation_jobs", "solve_variant"]
+__all__ = ["FAMILIES", "VARIANTS", "ablation_jobs", "solve_variant"]
 
 REFERENCE = "Eq. 7 as in Table 1"
 PIXELS = "in pixel space, start LMMSE"
@@ -43,15 +44,20 @@ def _eq7(factor: float = 1.0) -> Callable[[float, float], Objective]:
     return lambda alpha, sigma: Objective("l1", "likelihood", factor * alpha)
 
 
-def _gaussian(alpha: float, sigma: float) -> Objective:
+def _without_jacobian(factor: float = 1.0) -> Callable[[float, float], Objective]:
+    # -log p_Z is half the squared norm, up to a constant.
+    return lambda alpha, sigma: Objective("l1", "latent", factor * alpha / 2)
+
+
+def _gaussian(alpha: float, sigma: float, factor: float = 1.0) -> Objective:
     """The 2-norm at the weight that Gaussian noise asks for; of noiseless tasks, alpha^2.
 
     alpha is the mean error a Laplace density of that scale allows, so that its square weighs
     about as much against a squared error.
     """
     if sigma > 0:
-        return map_estimate(sigma)
-    return Objective("l2", "likelihood", alpha**2)
+        return map_estimate(sigma, factor)
+    return Objective("l2", "likelihood", factor * alpha**2)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -59,10 +65,14 @@ VARIANTS: dict[str, Variant] = {
     for variant in (
         Variant(REFERENCE, _eq7()),
         Variant("2-norm", _gaussian),
-        Variant(
-            "without the Jacobian",
-            # -log p_Z is half the squared norm, up to a constant.
-            lambda alpha, sigma: Objective("l1", "latent", alpha / 2),
+        *(
+            Variant(f"2-norm, {factor:g} times its weight", partial(_gaussian, factor=factor))
+            for factor in FACTORS
+        ),
+        Variant("without the Jacobian", _without_jacobian()),
+        *(
+            Variant(f"without the Jacobian, {factor:g} times alpha", _without_jacobian(factor))
+            for factor in FACTORS
         ),
         *(Variant(f"{factor:g} times alpha", _eq7(factor)) for factor in FACTORS),
         Variant("start zero", _eq7(), "zero"),
@@ -74,6 +84,15 @@ VARIANTS: dict[str, Variant] = {
     )
 }
 """The lines of the ablation, by name."""
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "Eq. 7": (REFERENCE, *(f"{factor:g} times alpha" for factor in FACTORS)),
+    "2-norm": ("2-norm", *(f"2-norm, {factor:g} times its weight" for factor in FACTORS)),
+    "without the Jacobian": (
+        "without the Jacobian",
+        *(f"without the Jacobian, {factor:g} times alpha" for factor in FACTORS),
+    ),
+}
+"""Lines that differ in their weight only: objectives are compared at the best weight of each."""
 
 
 def ablation_jobs(reference: Job) -> list[Job]:
