@@ -185,6 +185,8 @@ def assemble(out: Path, page: Path | None = None) -> Path:
         text.append(f"| {claim.text} | {claim.where} | **{claim.verdict}** | {claim.because} |")
     text.append("")
     if found:
+        text += ["These are verdicts on the number of steps that Table 1 took.", ""]
+        text += [_settled(found, proof), ""]
         section = _table1(found, proof)
         _write(out / "table1.md", "\n".join(section))
         write_csv(out / "table1.csv", found)
