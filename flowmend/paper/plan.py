@@ -12,7 +12,6 @@ __all__ = [
     "TUNING_IMAGES",
     "Entry",
     "Job",
-    "find_entry",
     "grid_of",
     "true_psnr",
 ]
@@ -78,11 +77,6 @@ ENTRIES: dict[str, Entry] = {
     )
 }
 """The lines of Table 1, in its order."""
-
-
-def find_entry(name: str) -> Entry:
-    """A line by name."""
-    return ENTRIES[name]
 
 
 def grid_of(entry: Entry, task: str) -> tuple[float, ...]:

@@ -117,17 +117,16 @@ def paired(one: Cell, other: Cell) -> tuple[float, float, float] | None:
     Returns:
         None where fewer than two images have both values, or all differences are equal.
     """
-    from scipy.stats import t, ttest_1samp
+    from scipy.stats import ttest_1samp
 
     values = {row["image"]: row["psnr"] for row in other.rows}
     pairs = [(row["psnr"], values.get(row["image"])) for row in one.rows]
     steps = [a - b for a, b in pairs if a is not None and b is not None]
     if len(steps) < 2 or max(steps) == min(steps):
         return None
-    mean = sum(steps) / len(steps)
-    spread = math.sqrt(sum((s - mean) ** 2 for s in steps) / (len(steps) - 1) / len(steps))
-    half = float(t.ppf(0.975, len(steps) - 1)) * spread
-    return mean, half, float(ttest_1samp(steps, 0.0).pvalue)
+    test = ttest_1samp(steps, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return float(low + high) / 2.0, float(high - low) / 2.0, float(test.pvalue)
 
 
 def curves(cell: Cell) -> dict[int, float]:
