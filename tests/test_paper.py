@@ -386,7 +386,7 @@ def test_weights_are_never_chosen_on_the_compared_images(pictures, tiny_prior_pa
     from flowmend.paper.evidence import gather
 
     evidence = gather(pictures, str(tiny_prior_path), tmp_path / "out", 2, steps=4)
-    evidence.weight(ENTRIES["eq7"], "denoise")
+    evidence.job("eq7", "denoise")
     rows = lines.read(tmp_path / "out" / "tune.jsonl")
     assert rows
     assert {row["split"] for row in rows} == {"val"}
@@ -441,7 +441,7 @@ def test_objectives_are_compared_at_their_best_weights():
         rows = rows_of("eq7", "denoise", values, steps=20, variant=name)
         return [row | {"psnr_at": {"0": 1.0}} for row in rows]
 
-    rows = line("Eq. 7 as in Table 1", BASE) + line("without the Jacobian", shifted(-2))
+    rows = line("Eq. 7", BASE) + line("without the Jacobian", shifted(-2))
     claim = next(c for c in verdicts([], cells(rows), []) if "Jacobian" in c.text)
     assert claim.verdict == "holds"
     rows += line("without the Jacobian, 3 times alpha", shifted(0.5))

@@ -17,7 +17,7 @@ from .plan import ENTRIES, Job
 
 __all__ = ["FAMILIES", "VARIANTS", "ablation_jobs", "solve_variant"]
 
-REFERENCE = "Eq. 7 as in Table 1"
+REFERENCE = "Eq. 7"
 PIXELS = "in pixel space, start LMMSE"
 PIXEL_RATE = 3e-3
 """Adam's first rate in pixel space, on the [0, 1] scale."""
@@ -96,10 +96,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def ablation_jobs(reference: Job) -> list[Job]:
-    """The jobs of one task, from its job of Table 1 for the line ``eq7``."""
+    """The jobs of one task, from the job whose settings were chosen for ``eq7``."""
     jobs = []
     for variant in VARIANTS.values():
-        rate = ENTRIES["eq7-lmmse"].rate if variant.start == "lmmse" else reference.learning_rate
+        rate = ENTRIES["eq7-lmmse"].rates[0] if variant.start == "lmmse" else reference.learning_rate
         jobs.append(
             dataclasses.replace(
                 reference,

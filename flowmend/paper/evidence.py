@@ -1,6 +1,7 @@
-"""Chooses every weight on validation images, then measures Table 1, its proof and the ablation."""
+"""Chooses every setting on validation images, then measures Table 1, its proof and the ablation."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from .ablation import ablation_jobs
 from .plan import (
     ENTRIES,
     PROOF_IMAGES,
-    STEPS,
+    SETTLED,
     TUNING_IMAGES,
+    TUNING_STEPS,
     Entry,
     Job,
     grid_of,
+    step_grid,
 )
 from .runs import Bench, Progress
 
@@ -37,98 +40,131 @@ def _read(paths: list[Path], root: Path, prior: FlowPrior) -> tuple[torch.Tensor
     ]
 
 
+def _mean(rows: list[dict]) -> float:
+    """Mean PSNR; every image restored without any error makes it infinite."""
+    mean = mean_or_none([row["psnr"] for row in rows])
+    return math.inf if mean is None else mean
+
+
+def _gains(before: list[dict], after: list[dict]) -> bool:
+    return _mean(after) > _mean(before) + SETTLED
+
+
 @dataclass
 class Evidence:
-    """The two benches of one run: where weights are chosen, and where methods are compared.
+    """The two benches of one run: where settings are chosen, and where methods are compared.
 
     Args:
         test: Bench of the images that methods are compared on.
         val: Bench of the images that settings are chosen on; none of them is among the others.
         images: How many images of ``test`` count.
-        tuning: How many images of ``val`` settings are chosen on.
-        steps: Steps of every latent optimisation.
+        tuning: How many images of ``val`` weights and rates are chosen on.
+        steps: Steps of every latent optimisation; None chooses each number.
     """
 
     test: Bench
     val: Bench
     images: int
     tuning: int = TUNING_IMAGES
-    steps: int = STEPS
+    steps: int | None = None
 
-    def _tuning(self, entry: Entry, task: str) -> list[Job]:
-        return [
-            Job.of("tune", entry, task, self.tuning, weight=weight, steps=self.steps)
-            for weight in grid_of(entry, task)
-        ]
+    def _best(self, jobs: list[Job], progress: Progress | None) -> Job:
+        return max(jobs, key=lambda job: _mean(self.val.run(job, progress)))
 
-    def weight(self, entry: Entry, task: str, progress: Progress | None = None) -> float | None:
-        """The weight of the grid with the best mean PSNR on the validation images."""
-        jobs = self._tuning(entry, task)
-        if not jobs:
-            return None
-        found = [(mean_or_none([r["psnr"] for r in self.val.run(j, progress)]), j) for j in jobs]
-        return max(found, key=lambda pair: pair[0])[1].weight
+    def tuned(self, entry: Entry, task: str, progress: Progress | None = None) -> Job:
+        """The job with the best mean PSNR on the validation images.
+
+        First the weight is chosen at the first rate of the line, then the rate at that weight.
+        """
+        steps = self.steps or TUNING_STEPS
+        job = Job.of("tune", entry, task, self.tuning, steps=steps)
+        if entry.start is None:
+            return job
+        weights = [dataclasses.replace(job, weight=weight) for weight in grid_of(entry, task)]
+        best = self._best(weights, progress)
+        rates = [dataclasses.replace(best, learning_rate=rate) for rate in entry.rates]
+        return self._best(rates, progress)
+
+    def _trials(self, name: str, task: str, progress: Progress | None) -> list[Job]:
+        """The jobs that the number of steps is chosen from, and the proof consists of."""
+        entry = ENTRIES[name]
+        counts = step_grid(task) if self.steps is None else (self.steps, 2 * self.steps)
+        images = min(PROOF_IMAGES, len(self.val.x))
+        best = dataclasses.replace(self.tuned(entry, task, progress), item="steps", images=images)
+        return [dataclasses.replace(best, steps=round(n * entry.share)) for n in counts]
+
+    def settled(
+        self, name: str, task: str, progress: Progress | None = None
+    ) -> Iterator[tuple[Job, list[dict]]]:
+        """Trials on validation images with ever more steps, until more gain nothing."""
+        trials = self._trials(name, task, progress)
+        before = None
+        for job in trials if len(trials) > 1 else ():
+            rows = self.val.run(job, progress)
+            yield job, rows
+            if before is not None and not _gains(before, rows):
+                return
+            before = rows
 
     def job(self, name: str, task: str, progress: Progress | None = None) -> Job:
-        """The job of Table 1 of a line and a task, its weight chosen."""
-        entry = ENTRIES[name]
-        weight = self.weight(entry, task, progress)
-        return Job.of("table1", entry, task, self.images, weight=weight, steps=self.steps)
+        """The job of Table 1 of a line and a task, its settings chosen."""
+        best = self.tuned(ENTRIES[name], task, progress)
+        if best.steps and self.steps is None:
+            best = self._trials(name, task, progress)[0]
+            before = None
+            for job, rows in self.settled(name, task, progress):
+                if before is None or _gains(before, rows):
+                    best = job
+                before = rows
+        return dataclasses.replace(best, item="table1", images=self.images)
+
+    def _lines(
+        self, names: tuple[str, ...], tasks: tuple[str, ...], iterated: bool = True
+    ) -> Iterator[tuple[str, str]]:
+        """The lines and tasks that belong together; only latent optimisations if so wished."""
+        for name in names:
+            for task in tasks:
+                entry = ENTRIES[name]
+                if task in entry.tasks and not (iterated and entry.start is None):
+                    yield name, task
 
     def table1(
         self, names: tuple[str, ...], tasks: tuple[str, ...], progress: Progress | None = None
     ) -> Iterator[tuple[Job, list[dict]]]:
         """Measures lines of Table 1; yields each job and its rows."""
-        for name in names:
-            for task in tasks:
-                if task in ENTRIES[name].tasks:
-                    job = self.job(name, task, progress)
-                    yield job, self.test.run(job, progress)
+        for name, task in self._lines(names, tasks, iterated=False):
+            job = self.job(name, task, progress)
+            yield job, self.test.run(job, progress)
 
     def proof(
         self, names: tuple[str, ...], tasks: tuple[str, ...], progress: Progress | None = None
     ) -> Iterator[tuple[Job, list[dict]]]:
-        """The same jobs on validation images with as many steps and with twice as many."""
-        count = min(PROOF_IMAGES, len(self.val.x))
-        for name in names:
-            for task in tasks:
-                if task not in ENTRIES[name].tasks or ENTRIES[name].start is None:
-                    continue
-                job = dataclasses.replace(
-                    self.job(name, task, progress), item="steps", images=count
-                )
-                for steps in (job.steps, 2 * job.steps):
-                    changed = dataclasses.replace(job, steps=steps)
-                    yield changed, self.val.run(changed, progress)
+        """The same jobs on validation images with ever more steps."""
+        for name, task in self._lines(names, tasks):
+            yield from self.settled(name, task, progress)
 
     def recipe(
         self, names: tuple[str, ...], tasks: tuple[str, ...], progress: Progress | None = None
     ) -> Iterator[tuple[Job, list[dict]]]:
         """The paper's own schedule, 1,500 steps of one rate, on validation images."""
-        count = min(PROOF_IMAGES, len(self.val.x))
-        for name in names:
-            for task in tasks:
-                if task not in ENTRIES[name].tasks or ENTRIES[name].start in (None, "lmmse"):
-                    continue
-                rate = 1.5e-3 if name == "map" else 5e-3
-                job = dataclasses.replace(
-                    self.job(name, task, progress),
-                    item="steps",
-                    images=count,
-                    steps=1500,
-                    learning_rate=rate,
-                    cosine=False,
-                    variant="the paper's schedule",
-                )
-                yield job, self.val.run(job, progress)
+        for name, task in self._lines(names, tasks):
+            if ENTRIES[name].start == "lmmse":
+                continue
+            job = dataclasses.replace(
+                self._trials(name, task, progress)[0],
+                steps=1500,
+                learning_rate=1.5e-3 if name == "map" else 5e-3,
+                cosine=False,
+                variant="the paper's schedule",
+            )
+            yield job, self.val.run(job, progress)
 
     def ablation(
         self, tasks: tuple[str, ...], progress: Progress | None = None
     ) -> Iterator[tuple[Job, list[dict]]]:
-        """Every variant of Eq. 7 on the validation images its weight was chosen on."""
+        """Every variant of Eq. 7 on the validation images its settings were chosen on."""
         for task in tasks:
-            reference = dataclasses.replace(self.job("eq7", task, progress), images=self.tuning)
-            for job in ablation_jobs(reference):
+            for job in ablation_jobs(self.tuned(ENTRIES["eq7"], task, progress)):
                 yield job, self.val.run(job, progress)
 
 
@@ -138,7 +174,7 @@ def gather(
     out: str | Path,
     images: int,
     seed: int = 0,
-    steps: int = STEPS,
+    steps: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Evidence:
     """Reads images and prior.
@@ -150,7 +186,7 @@ def gather(
         out: Folder of the results.
         images: How many images to compare on.
         seed: Of noise and starts.
-        steps: Steps of every latent optimisation.
+        steps: Steps of every latent optimisation; None chooses each number.
         device: Where the networks compute.
 
     Raises:
@@ -159,7 +195,7 @@ def gather(
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise FlowmendError(f"'{data}' is not a folder.")
-    if images < 1 or steps < 4:
+    if images < 1 or (steps is not None and steps < 4):
         raise FlowmendError("--images must be at least 1 and --steps at least 4.")
     split = (data / "test").is_dir() and (data / "val").is_dir()
     if split:
