@@ -235,8 +235,18 @@ def rows_of(entry, task, values, steps=0, **changes):
         "variant": "",
         "prior": "p",
         "prior_sha256": "0",
-        "job": [entry, task, changes.get("variant", ""), steps],
     }
+    job = Job(
+        changes.pop("item", "table1"),
+        task,
+        entry,
+        ENTRIES[entry].method,
+        ENTRIES[entry].start,
+        len(values),
+        steps=steps,
+        variant=changes.get("variant", ""),
+    )
+    base["job"] = list(job.key())
     return [base | {"image": f"{i:02}", "psnr": v} | changes for i, v in enumerate(values)]
 
 
@@ -424,16 +434,61 @@ def test_too_few_pictures_are_refused_before_any_work(run, pictures, tiny_prior_
 
 def test_the_page_says_where_more_steps_change_the_answer(tmp_path):
     table = rows_of("eq7", "denoise", BASE, steps=20)
-    same = rows_of("eq7", "denoise", BASE, steps=20)
-    for shift, sentence in ((0.5, "Not converged"), (0.0, "change no row by more than 0.02 dB")):
-        twice = rows_of("eq7", "denoise", [value + shift for value in BASE], steps=40)
+    same = rows_of("eq7", "denoise", BASE, steps=20, item="steps")
+    for shift, sentence in (
+        (0.5, "**Not converged.** More steps gain more than 0.02 dB for Eq. 7 (the paper's)"),
+        (0.01, "gain no more than 0.02 dB for Eq. 7 (the paper's) (denoise)"),
+    ):
+        values = [value + shift for value in BASE]
+        more = rows_of("eq7", "denoise", values, steps=40, item="steps")
         folder = tmp_path / str(shift)
         lines.append(folder / "table1.jsonl", table)
-        lines.append(folder / "steps.jsonl", same + twice)
-        assert sentence in page.assemble(folder).read_text()
+        lines.append(folder / "steps.jsonl", same + more)
+        text = page.assemble(folder).read_text()
+        assert sentence in text
+        assert f"{shift:+.2f} at 40" in text
     untried = tmp_path / "untried"
     lines.append(untried / "table1.jsonl", table)
     assert "were not tried for Eq. 7" in page.assemble(untried).read_text()
+
+
+def test_the_number_of_steps_is_the_smallest_after_which_more_gain_nothing(
+    pictures, tiny_prior_path, tmp_path, monkeypatch
+):
+    from flowmend.paper.evidence import gather
+
+    for values, expected in (
+        ({300: 26.0, 600: 26.01, 1500: 30.0}, 300),
+        ({300: 26.0, 600: 27.0, 1500: 27.01}, 600),
+        ({300: 26.0, 600: 27.0, 1500: 28.0}, 1500),
+        ({300: 26.0, 600: 25.0, 1500: 28.0}, 300),
+    ):
+        tried = []
+
+        def measured(self, job, progress=None, values=values, tried=tried):
+            assert self.split == "val"
+            tried.append(job)
+            return [{"psnr": values[job.steps] if job.item == "steps" else 20.0}]
+
+        monkeypatch.setattr(runs.Bench, "run", measured)
+        evidence = gather(pictures, str(tiny_prior_path), tmp_path / "out", 2)
+        assert evidence.job("eq7", "inpaint").steps == expected
+        assert {job.steps for job in tried if job.item == "tune"} == {300}
+        assert evidence.job("eq7", "deblur").steps == 1500
+
+
+def test_rate_and_weight_are_those_with_the_best_psnr(
+    pictures, tiny_prior_path, tmp_path, monkeypatch
+):
+    from flowmend.paper.evidence import gather
+
+    def measured(self, job, progress=None):
+        return [{"psnr": 20.0 - abs(job.weight - 0.01) + (job.learning_rate == 0.04)}]
+
+    monkeypatch.setattr(runs.Bench, "run", measured)
+    evidence = gather(pictures, str(tiny_prior_path), tmp_path / "out", 2)
+    job = evidence.job("glowip", "inpaint")
+    assert (job.weight, job.learning_rate) == (0.01, 0.04)
 
 
 def test_objectives_are_compared_at_their_best_weights():

@@ -99,7 +99,9 @@ def ablation_jobs(reference: Job) -> list[Job]:
     """The jobs of one task, from the job whose settings were chosen for ``eq7``."""
     jobs = []
     for variant in VARIANTS.values():
-        rate = ENTRIES["eq7-lmmse"].rates[0] if variant.start == "lmmse" else reference.learning_rate
+        rate = (
+            ENTRIES["eq7-lmmse"].rates[0] if variant.start == "lmmse" else reference.learning_rate
+        )
         jobs.append(
             dataclasses.replace(
                 reference,

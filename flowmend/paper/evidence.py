@@ -1,4 +1,4 @@
-"""Chooses every setting on validation images, then measures Table 1, its proof and the ablation."""
+"""Chooses every setting on validation images; measures Table 1, its proof and the ablation."""
 
 import dataclasses
 import math

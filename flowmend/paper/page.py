@@ -7,15 +7,24 @@ from pathlib import Path
 from ..errors import FlowmendError
 from ..files import atomic_path, writing
 from . import lines
-from .plan import BATCH, ENTRIES
-from .tables import Cell, ablation_table, cells, curves, doubled, plot_curves, table1, write_csv
+from .plan import BATCH, ENTRIES, PROOF_IMAGES, SETTLED, STEP_GRID, TUNING_STEPS
+from .tables import (
+    Cell,
+    ablation_table,
+    cells,
+    curves,
+    longer,
+    number,
+    plot_curves,
+    table1,
+    took_all_steps,
+    write_csv,
+)
 from .timing import table2
 from .verdict import verdicts
 
 __all__ = ["assemble"]
 
-SETTLED = 0.02
-"""Largest change in PSNR, in dB, that counts as none."""
 PICTURES = {
     "figure1": "Samples at growing temperature; a column keeps its direction, σ = 0 is the zero "
     "latent",
@@ -32,10 +41,12 @@ EXPLANATION = (
     "it*: mean difference in PSNR of Eq. 7 over the method on the same images ± half a 95 % "
     "interval, paired t test. *The author's protocol*: 5-bit levels, squared error pooled over "
     f"batches of {BATCH}, as in the paper's code. *Which is*: the true PSNR behind the printed "
-    "figure, 2 · printed − 48.13. *Weight*: chosen on validation images, on the [0, 1] scale. "
-    "*Twice the steps*: what they change on validation images. *Best step*: the best mean PSNR "
-    "along the way and its step, picked with the truth in hand, so by an oracle. Denoising: "
-    "σ = 25.5/255, floored and clamped to 8 bits. Deblurring: 3x3 mean, mid-grey border. "
+    "figure, 2 · printed − 48.13. *Weight* (on the [0, 1] scale), *rate* (of Adam at the first "
+    "step, falling to zero along a cosine) and *steps*: chosen on validation images. *More "
+    f"steps*: what the next number of the grid changes on {PROOF_IMAGES} validation images. "
+    "*Best step*: the best mean PSNR along the way and its step, picked with the truth in hand, "
+    "so by an oracle. Denoising: σ = 25.5/255, floored and clamped to 8 bits. Deblurring: 3x3 "
+    "mean, mid-grey border. "
     "Inpainting: the 13x13 centre. Colourisation: mean of the channels. The last three are "
     "without noise."
 )
@@ -97,8 +108,8 @@ def _table1(found: list[Cell], proof: list[Cell]) -> list[str]:
                 best = max(((r, s) for s, r in curves(cell).items()), default=(0.0, 0))
                 out.append(
                     f"| {ENTRIES[cell.entry].title}{', ' + cell.variant if cell.variant else ''} "
-                    f"| {cell.task} | {cell.steps} | {cell.mean('psnr'):.2f} | "
-                    f"{cell.mean('ssim'):.3f} | {best[0]:.2f} at {best[1]} |"
+                    f"| {cell.task} | {cell.steps} | {number(cell.mean('psnr'))} | "
+                    f"{number(cell.mean('ssim'), 3)} | {best[0]:.2f} at {best[1]} |"
                 )
         out.append("")
     return [*out, _made(rows), ""]
@@ -106,49 +117,67 @@ def _table1(found: list[Cell], proof: list[Cell]) -> list[str]:
 
 def _settled(found: list[Cell], proof: list[Cell]) -> str:
     """Where the number of steps decides, and where it was not tried."""
-    iterated = [cell for cell in found if cell.steps]
-    changes = [(cell, doubled(cell, proof)) for cell in iterated]
-    names = {
-        wanted: [f"{ENTRIES[cell.entry].title} ({cell.task})" for cell, c in changes if wanted(c)]
-        for wanted in (_unknown, _moving)
-    }
+    kinds: dict[str, list[str]] = {"all": [], "untried": [], "moving": [], "settled": []}
+    for cell in found:
+        if not cell.steps:
+            continue
+        more = longer(cell, proof)
+        if took_all_steps(cell):
+            kind = "all"
+        elif more is None:
+            kind = "untried"
+        else:
+            kind = "moving" if more[1] > SETTLED else "settled"
+        kinds[kind].append(f"{ENTRIES[cell.entry].title} ({cell.task})")
     parts = []
-    if names[_moving]:
+    if kinds["moving"]:
         parts.append(
-            f"**Not converged.** Twice the steps change more than {SETTLED} dB for "
-            f"{', '.join(names[_moving])}: read these rows as what so many steps give."
+            f"**Not converged.** More steps gain more than {SETTLED} dB for "
+            f"{', '.join(kinds['moving'])}: read these rows as what so many steps give."
         )
-    if names[_unknown]:
-        parts.append(f"Twice the steps were not tried for {', '.join(names[_unknown])}.")
-    if iterated and not parts:
-        parts.append(f"Twice the steps change no row by more than {SETTLED} dB.")
+    if kinds["untried"]:
+        parts.append(f"More steps were not tried for {', '.join(kinds['untried'])}.")
+    if kinds["settled"]:
+        parts.append(
+            f"More steps gain no more than {SETTLED} dB for {', '.join(kinds['settled'])}."
+        )
+    if kinds["all"]:
+        parts.append(
+            f"{', '.join(kinds['all'])}: the paper's {STEP_GRID[-1]} steps, or a third of them "
+            "from LMMSE."
+        )
     return " ".join(parts)
 
 
-def _unknown(change: float | None) -> bool:
-    return change is None
-
-
-def _moving(change: float | None) -> bool:
-    return change is not None and abs(change) > SETTLED
-
-
 def _chosen(tuned: list[Cell]) -> list[str]:
-    """The grid of every weight, with the PSNR that chose it."""
+    """The grid of every weight and rate, with the PSNR that chose it."""
     out = [
-        "### How the weights were chosen",
+        "### How weights and rates were chosen",
         "",
-        "Mean PSNR in dB on validation images for each weight of the grid; the best is taken.",
+        f"Mean PSNR in dB on validation images after {TUNING_STEPS} steps (a third of them from "
+        "LMMSE) for each weight of the grid; then, at the best weight, for each rate.",
         "",
-        "| method | task | weight: PSNR |",
-        "|---|---|---|",
+        "| method | task | weight: PSNR | rate: PSNR |",
+        "|---|---|---|---|",
     ]
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in tuned:
         groups.setdefault((cell.entry, cell.task), []).append(cell)
     for (entry, task), group in groups.items():
-        text = ", ".join(f"{c.weight:.4g}: {c.mean('psnr'):.2f}" for c in group)
-        out.append(f"| {ENTRIES[entry].title} | {task} | {text} |")
+        first = ENTRIES[entry].rates[0]
+        weights = [cell for cell in group if cell.job.learning_rate == first]
+        if not weights:
+            continue
+        best = max(weights, key=lambda cell: cell.mean("psnr") or 0.0)
+        rates = [cell for cell in group if cell.weight == best.weight]
+        texts = [
+            ", ".join(f"{value:.4g}: {number(cell.mean('psnr'))}" for value, cell in pairs)
+            for pairs in (
+                [(cell.weight, cell) for cell in sorted(weights, key=lambda c: c.weight)],
+                [(cell.job.learning_rate, cell) for cell in rates],
+            )
+        ]
+        out.append(f"| {ENTRIES[entry].title} | {task} | {' | '.join(texts)} |")
     return [*out, ""]
 
 

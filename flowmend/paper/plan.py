@@ -1,6 +1,7 @@
 """What is measured: tasks, methods, the grids their weights come from, the paper's figures."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -149,6 +150,12 @@ class Job:
         values = dataclasses.asdict(self)
         del values["images"]
         return tuple(values.values())
+
+    @classmethod
+    def from_key(cls, key: Sequence, images: int) -> "Job":
+        """The job that a line of a results file belongs to."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "images"]
+        return cls(images=images, **dict(zip(names, key, strict=True)))
 
 
 PRINTED: dict[tuple[str, str], tuple[float, float]] = {

@@ -1,6 +1,7 @@
 """Table 1 and the ablation as Markdown, CSV and a plot, from JSON lines alone."""
 
 import csv
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +11,19 @@ from ..errors import FlowmendError
 from ..files import atomic_path, writing
 from ..report import mean_or_none
 from .author import pooled_psnr
-from .plan import ENTRIES, PRINTED, TASKS, true_psnr
+from .plan import ENTRIES, PRINTED, STEP_GRID, TASKS, Job, true_psnr
 
 __all__ = [
     "Cell",
     "ablation_table",
     "cells",
     "curves",
-    "doubled",
+    "longer",
+    "number",
     "paired",
     "plot_curves",
     "table1",
+    "took_all_steps",
     "write_csv",
 ]
 
@@ -37,6 +40,7 @@ COLUMNS = (
     "psnr_author_protocol",
     "ssim_author_protocol",
     "weight",
+    "rate",
     "steps",
     "seconds_per_image",
 )
@@ -48,28 +52,45 @@ class Cell:
     """One method on one task.
 
     Args:
-        task: The task.
-        entry: Name of the line.
-        variant: What the ablation changes.
-        steps: Steps taken.
-        weight: Weight of the regulariser.
+        job: What was measured.
         rows: The lines, one an image.
     """
 
-    task: str
-    entry: str
-    variant: str
-    steps: int
-    weight: float | None
+    job: Job
     rows: tuple[dict, ...]
+
+    @property
+    def task(self) -> str:
+        """The task."""
+        return self.job.task
+
+    @property
+    def entry(self) -> str:
+        """Name of the line."""
+        return self.job.entry
+
+    @property
+    def variant(self) -> str:
+        """What the ablation changes."""
+        return self.job.variant
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; 0 for closed forms."""
+        return self.job.steps
+
+    @property
+    def weight(self) -> float | None:
+        """Weight of the regulariser."""
+        return self.job.weight
 
     def values(self, name: str) -> list[float]:
         """The finite values of one measure, in the order of the images."""
         return [row[name] for row in self.rows if row[name] is not None]
 
-    def mean(self, name: str) -> float:
-        """Mean over the images of a measure."""
-        return mean_or_none(self.values(name)) or 0.0
+    def mean(self, name: str) -> float | None:
+        """Mean over the images of a measure; None where no image has a finite value."""
+        return mean_or_none(self.values(name))
 
     def error(self, name: str) -> float:
         """Standard error of that mean."""
@@ -86,6 +107,11 @@ class Cell:
         return pooled_psnr([row["mse_5bit"] for row in self.rows])
 
 
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure of a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def cells(rows: Sequence[dict]) -> list[Cell]:
     """Groups lines by job, in the order of the table."""
     groups: dict[tuple, list[dict]] = {}
@@ -93,17 +119,8 @@ def cells(rows: Sequence[dict]) -> list[Cell]:
         groups.setdefault((*row["job"], row["prior_sha256"], row["split"]), []).append(row)
     found = []
     for group in groups.values():
-        first = group[0]
-        found.append(
-            Cell(
-                first["task"],
-                first["method"],
-                first["variant"],
-                first["steps"],
-                first["weight"],
-                tuple(sorted(group, key=lambda row: row["image"])),
-            )
-        )
+        rows_of_job = tuple(sorted(group, key=lambda row: row["image"]))
+        found.append(Cell(Job.from_key(group[0]["job"], len(group)), rows_of_job))
     order = list(ENTRIES)
     return sorted(found, key=lambda cell: (TASKS.index(cell.task), order.index(cell.entry)))
 
@@ -137,26 +154,33 @@ def curves(cell: Cell) -> dict[int, float]:
             if value is not None:
                 steps.setdefault(int(step), []).append(value)
     found = {step: sum(values) / len(values) for step, values in sorted(steps.items())}
-    if found:
-        found[cell.steps] = cell.mean("psnr")
+    last = cell.mean("psnr")
+    if found and last is not None:
+        found[cell.steps] = last
     return found
 
 
-def doubled(cell: Cell, proof: Sequence[Cell]) -> float | None:
-    """What twice the steps change in mean PSNR on the validation images, in dB.
+def longer(cell: Cell, proof: Sequence[Cell]) -> tuple[int, float] | None:
+    """The next larger number of steps tried on validation images, and what it changes, in dB.
 
-    None for closed forms and where it was not measured.
+    Settings are the same and both are measured on the same images. None for closed forms and
+    where it was not measured.
     """
-    same = [
-        other
+    same = {
+        other.steps: other.mean("psnr")
         for other in proof
-        if (other.task, other.entry, other.weight) == (cell.task, cell.entry, cell.weight)
-        and not other.variant
-    ]
-    by_steps = {other.steps: other for other in same}
-    if cell.steps == 0 or cell.steps not in by_steps or 2 * cell.steps not in by_steps:
+        if dataclasses.replace(other.job, steps=0)
+        == dataclasses.replace(cell.job, item="steps", steps=0, images=other.job.images)
+    }
+    more = [steps for steps in same if steps > cell.steps]
+    if not more or same.get(cell.steps) is None or same[min(more)] is None:
         return None
-    return by_steps[2 * cell.steps].mean("psnr") - by_steps[cell.steps].mean("psnr")
+    return min(more), same[min(more)] - same[cell.steps]
+
+
+def took_all_steps(cell: Cell) -> bool:
+    """Whether a line took the paper's number of steps, or its share of it."""
+    return cell.steps >= round(STEP_GRID[-1] * ENTRIES[cell.entry].share)
 
 
 def _table1_row(cell: Cell, ours: Cell | None, proof: Sequence[Cell]) -> list[str]:
@@ -171,20 +195,21 @@ def _table1_row(cell: Cell, ours: Cell | None, proof: Sequence[Cell]) -> list[st
     oracle = "-"
     if best is not None:
         oracle = "the last" if best == cell.steps else f"{path[best]:.2f} at {best}"
-    change = doubled(cell, proof)
+    more = longer(cell, proof)
     return [
         ENTRIES[cell.entry].title,
-        f"{cell.mean('psnr'):.2f} ± {cell.error('psnr'):.2f}",
-        f"{cell.mean('ssim'):.3f} ± {cell.error('ssim'):.3f}",
+        f"{number(cell.mean('psnr'))} ± {cell.error('psnr'):.2f}",
+        f"{number(cell.mean('ssim'), 3)} ± {cell.error('ssim'):.3f}",
         against,
-        f"{cell.author_psnr:.2f} / {cell.mean('ssim_5bit'):.3f}",
+        f"{cell.author_psnr:.2f} / {number(cell.mean('ssim_5bit'), 3)}",
         "-" if printed is None else f"{printed[0]:.2f} / {printed[1]:.3f}",
         "-" if printed is None else f"{true_psnr(printed[0]):.2f}",
         "-" if cell.weight is None else f"{cell.weight:.4g}",
+        f"{cell.job.learning_rate:g}" if cell.steps else "-",
         str(cell.steps or "-"),
-        "-" if change is None else f"{change:+.2f}",
+        "-" if more is None else f"{more[1]:+.2f} at {more[0]}",
         oracle,
-        f"{cell.mean('seconds'):.3f}",
+        number(cell.mean("seconds"), 3),
     ]
 
 
@@ -200,9 +225,9 @@ def table1(found: Sequence[Cell], proof: Sequence[Cell]) -> str:
             f"### {task}",
             "",
             "| method | PSNR, dB | SSIM | Eq. 7 against it, dB | author's protocol: PSNR / SSIM "
-            "| the paper printed | which is | weight | steps | twice the steps, dB | best step "
+            "| the paper printed | which is | weight | rate | steps | more steps, dB | best step "
             "(oracle) | s / image |",
-            "|---" * 12 + "|",
+            "|---" * 13 + "|",
         ]
         for cell in here:
             lines.append("| " + " | ".join(_table1_row(cell, ours, proof)) + " |")
@@ -228,7 +253,8 @@ def ablation_table(found: Sequence[Cell]) -> str:
             path = curves(cell)
             best = max(path, key=path.get)
             change = "-" if test is None else f"{test[0]:+.2f} ± {test[1]:.2f}"
-            parts.append(f"{cell.mean('psnr'):.2f} | {change} | {path[best]:.2f} at {best}")
+            mean = number(cell.mean("psnr"))
+            parts.append(f"{mean} | {change} | {path[best]:.2f} at {best}")
         lines.append(f"| {name} | " + " | ".join(parts) + " |")
     return "\n".join(lines)
 
@@ -246,8 +272,9 @@ def write_csv(path: Path, found: Sequence[Cell]) -> None:
             )
             writer.writerow(
                 [cell.task, cell.entry, cell.variant, len(cell.rows)]
-                + [f"{number:.4f}" for number in numbers]
-                + [cell.weight, cell.steps, f"{cell.mean('seconds'):.5f}"]
+                + [number(value, 4) for value in numbers]
+                + [cell.weight, cell.job.learning_rate, cell.steps]
+                + [number(cell.mean("seconds"), 5)]
             )
 
 
@@ -277,7 +304,10 @@ def plot_curves(path: Path, found: Sequence[Cell]) -> None:
                 best = max(path_, key=path_.get)
                 axes.plot(best, path_[best], "o", color=colour, markersize=4)
             else:
-                axes.axhline(cell.mean("psnr"), color=colour, linestyle=":", label=title)
+                level = cell.mean("psnr")
+                axes.axhline(
+                    math.nan if level is None else level, color=colour, linestyle=":", label=title
+                )
         axes.set(title=task, xlabel="step")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("PSNR, dB")

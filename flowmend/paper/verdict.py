@@ -73,7 +73,7 @@ def _ablated(where: str, text: str, ablation: dict[tuple[str, str], Cell], chang
         best = [
             max(
                 (ablation[name, task] for name in FAMILIES[family] if (name, task) in ablation),
-                key=lambda cell: cell.mean("psnr"),
+                key=lambda cell: cell.mean("psnr") or 0.0,
                 default=None,
             )
             for family in ("Eq. 7", change)
