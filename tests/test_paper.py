@@ -491,6 +491,20 @@ def test_rate_and_weight_are_those_with_the_best_psnr(
     assert (job.weight, job.learning_rate) == (0.01, 0.04)
 
 
+def test_noisy_measurements_may_stop_early(pictures, tiny_prior_path, tmp_path, monkeypatch):
+    from flowmend.paper.evidence import gather
+
+    for early, expected in ((1.0, 150), (-1.0, 300)):
+
+        def measured(self, job, progress=None, early=early):
+            return [{"psnr": 20.0 + early * (job.steps == 150) - (job.steps > 300)}]
+
+        monkeypatch.setattr(runs.Bench, "run", measured)
+        evidence = gather(pictures, str(tiny_prior_path), tmp_path / "out", 2)
+        assert evidence.job("glowip", "denoise").steps == expected
+        assert evidence.job("glowip", "inpaint").steps == 300
+
+
 def test_objectives_are_compared_at_their_best_weights():
     def line(name, values):
         rows = rows_of("eq7", "denoise", values, steps=20, variant=name)

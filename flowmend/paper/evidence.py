@@ -17,7 +17,9 @@ from ..report import mean_or_none
 from ..weights import find_weights, load_prior, sha256_of
 from .ablation import ablation_jobs
 from .plan import (
+    EARLY_STEPS,
     ENTRIES,
+    NOISY,
     PROOF_IMAGES,
     SETTLED,
     TUNING_IMAGES,
@@ -74,24 +76,36 @@ class Evidence:
     def tuned(self, entry: Entry, task: str, progress: Progress | None = None) -> Job:
         """The job with the best mean PSNR on the validation images.
 
-        First the weight is chosen at the first rate of the line, then the rate at that weight.
+        First the weight is chosen at the first rate of the line, then the rate at that weight; of
+        noisy measurements for two numbers of steps, and the better is taken.
         """
-        steps = self.steps or TUNING_STEPS
-        job = Job.of("tune", entry, task, self.tuning, steps=steps)
-        if entry.start is None:
-            return job
-        weights = [dataclasses.replace(job, weight=weight) for weight in grid_of(entry, task)]
-        best = self._best(weights, progress)
-        rates = [dataclasses.replace(best, learning_rate=rate) for rate in entry.rates]
-        return self._best(rates, progress)
+        counts = (self.steps or TUNING_STEPS,)
+        if self.steps is None and task in NOISY:
+            counts = (EARLY_STEPS, TUNING_STEPS)
+        found = []
+        for steps in counts:
+            job = Job.of("tune", entry, task, self.tuning, steps=steps)
+            if entry.start is None:
+                return job
+            weights = [dataclasses.replace(job, weight=weight) for weight in grid_of(entry, task)]
+            best = self._best(weights, progress)
+            rates = [dataclasses.replace(best, learning_rate=rate) for rate in entry.rates]
+            found.append(self._best(rates, progress))
+        return self._best(found, progress)
 
     def _trials(self, name: str, task: str, progress: Progress | None) -> list[Job]:
         """The jobs that the number of steps is chosen from, and the proof consists of."""
         entry = ENTRIES[name]
-        counts = step_grid(task) if self.steps is None else (self.steps, 2 * self.steps)
+        best = self.tuned(entry, task, progress)
+        if self.steps is None:
+            counts = [round(n * entry.share) for n in step_grid(task)]
+            if len(counts) > 1:
+                counts = [best.steps, *(n for n in counts if n > best.steps)]
+        else:
+            counts = [best.steps, 2 * best.steps]
         images = min(PROOF_IMAGES, len(self.val.x))
-        best = dataclasses.replace(self.tuned(entry, task, progress), item="steps", images=images)
-        return [dataclasses.replace(best, steps=round(n * entry.share)) for n in counts]
+        best = dataclasses.replace(best, item="steps", images=images)
+        return [dataclasses.replace(best, steps=n) for n in counts]
 
     def settled(
         self, name: str, task: str, progress: Progress | None = None

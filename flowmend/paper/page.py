@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import FlowmendError
 from ..files import atomic_path, writing
 from . import lines
-from .plan import BATCH, ENTRIES, PROOF_IMAGES, SETTLED, STEP_GRID, TUNING_STEPS
+from .plan import BATCH, ENTRIES, PROOF_IMAGES, SETTLED, STEP_GRID
 from .tables import (
     Cell,
     ablation_table,
@@ -154,16 +154,16 @@ def _chosen(tuned: list[Cell]) -> list[str]:
     out = [
         "### How weights and rates were chosen",
         "",
-        f"Mean PSNR in dB on validation images after {TUNING_STEPS} steps (a third of them from "
-        "LMMSE) for each weight of the grid; then, at the best weight, for each rate.",
+        "Mean PSNR in dB on validation images for each weight of the grid; then, at the best "
+        "weight, for each rate.",
         "",
-        "| method | task | weight: PSNR | rate: PSNR |",
-        "|---|---|---|---|",
+        "| method | task | steps | weight: PSNR | rate: PSNR |",
+        "|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in tuned:
-        groups.setdefault((cell.entry, cell.task), []).append(cell)
-    for (entry, task), group in groups.items():
+        groups.setdefault((cell.entry, cell.task, cell.steps), []).append(cell)
+    for (entry, task, steps), group in groups.items():
         first = ENTRIES[entry].rates[0]
         weights = [cell for cell in group if cell.job.learning_rate == first]
         if not weights:
@@ -177,7 +177,7 @@ def _chosen(tuned: list[Cell]) -> list[str]:
                 [(cell.job.learning_rate, cell) for cell in rates],
             )
         ]
-        out.append(f"| {ENTRIES[entry].title} | {task} | {' | '.join(texts)} |")
+        out.append(f"| {ENTRIES[entry].title} | {task} | {steps} | {' | '.join(texts)} |")
     return [*out, ""]
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 __all__ = [
     "BATCH",
+    "EARLY_STEPS",
     "ENTRIES",
+    "NOISY",
     "PRINTED",
     "SETTLED",
     "STEP_GRID",
@@ -21,6 +23,8 @@ __all__ = [
 ]
 
 TASKS = ("denoise", "deblur", "inpaint", "colorize")
+NOISY = ("denoise",)
+"""Those whose measurements are noisy."""
 BATCH = 32
 """Images solved, and pooled in the author's protocol, together."""
 STEP_GRID = (300, 600, 1500)
@@ -29,6 +33,8 @@ SETTLED = 0.02
 """Largest gain in PSNR, in dB, that does not count as one."""
 TUNING_STEPS = 300
 """Steps at which weights and rates are chosen."""
+EARLY_STEPS = 150
+"""A second number, for noisy measurements: who stops early fits less of the noise."""
 TUNING_IMAGES = 16
 """Images of the validation folder on which weights and rates are chosen."""
 PROOF_IMAGES = 32
