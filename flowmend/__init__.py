@@ -6,16 +6,19 @@
 >>> solution = fm.restore(y, task, prior)
 """
 
+from .continuous import ContinuousPrior
 from .errors import FlowmendError
-from .flow import FlowConfig, MultiscaleFlow, build_flow, preset
-from .methods import METHODS, solve
+from .flow import FlowConfig, MultiscaleFlow, VelocityConfig, build_flow, build_velocity, preset
+from .methods import METHODS
 from .metrics import psnr, ssim
 from .objective import Objective
 from .operators import LinearOperator
 from .prior import FlowPrior, GaussianPrior, Prior
 from .provenance import package_version
+from .restoration import restore
 from .solution import Solution
-from .tasks import TASKS, make_task, restore
+from .solver import solve
+from .tasks import TASKS, make_task
 from .weights import load_prior as load
 from .weights import save_prior as save
 
@@ -24,6 +27,7 @@ __version__ = package_version()
 __all__ = [
     "METHODS",
     "TASKS",
+    "ContinuousPrior",
     "FlowConfig",
     "FlowPrior",
     "FlowmendError",
@@ -33,7 +37,9 @@ __all__ = [
     "Objective",
     "Prior",
     "Solution",
+    "VelocityConfig",
     "build_flow",
+    "build_velocity",
     "load",
     "make_task",
     "preset",

@@ -10,25 +10,18 @@ from .prior import GaussianPrior
 
 __all__ = ["bm3d", "lmmse", "pinv"]
 
-CHUNK = 256
-
-
 def pinv(y: Tensor, operator: LinearOperator) -> Tensor:
     """The pseudo-inverse A^+ y: images (B, C, H, W)."""
     return operator.A_dagger(y)
-
-
-def _apply(operator: LinearOperator, images: Tensor) -> Tensor:
-    """A of many images (N, C, H, W), a few at a time: (N, m)."""
-    return torch.cat([operator.A(part).flatten(1) for part in images.split(CHUNK)])
 
 
 @torch.no_grad()
 def lmmse(y: Tensor, operator: LinearOperator, prior: GaussianPrior, sigma: float) -> Tensor:
     """The mean of p(x | y) under a Gaussian prior, in closed form.
 
-    ``x = mean + C A' (A C A' + sigma^2 I)^-1 (y - A mean)``, in float64 on the CPU. It is the
-    best linear estimate, and the MAP too. sigma is at least the rounding of an 8-bit file.
+    It is the best linear estimate, and the MAP too; see
+    :class:`~flowmend.gaussian.GaussianPosterior`. Computed in float64 on the CPU; sigma is at
+    least the rounding of an 8-bit file.
 
     Args:
         y: Measurements (B, ...).
@@ -39,19 +32,7 @@ def lmmse(y: Tensor, operator: LinearOperator, prior: GaussianPrior, sigma: floa
     Returns:
         Images (B, C, H, W).
     """
-    sigma = max(sigma, quantisation_sigma())
-    size = prior.dimensions
-    mean = prior.mean.detach().cpu().double()
-    covariance = prior.covariance().detach().cpu().reshape(size, *prior.shape)
-    cross = _apply(operator, covariance)  # C A', (D, m)
-    measured = _apply(operator, cross.T.reshape(-1, *prior.shape))  # A C A', (m, m)
-    measured = 0.5 * (measured + measured.T)
-    measured.diagonal().add_(sigma**2)
-    residual = y.detach().cpu().double() - operator.A(mean[None])
-    factor = torch.linalg.cholesky(measured)
-    weights = torch.cholesky_solve(residual.flatten(1).T, factor)
-    x = mean + (cross @ weights).T.reshape(-1, *prior.shape)
-    return x.to(y)
+    return prior.posterior(operator, max(sigma, quantisation_sigma())).mean(y)
 
 
 def bm3d(y: Tensor, sigma: float) -> Tensor:

@@ -5,19 +5,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor
 
 from .errors import FlowmendError
-from .files import PICTURES, find_pictures, read_image, save_image
+from .files import PICTURES, atomic_path, find_pictures, read_image, save_image, writing
 from .metrics import psnr, ssim
 from .prior import Prior
 from .report import Row, mean_or_none, panel, save_panel
-from .tasks import Task, restore
+from .restoration import restore
+from .solution import Solution
+from .tasks import Task
 
 __all__ = ["Item", "conform", "find_items", "restore_items", "results", "save_report"]
 
 Progress = Callable[[int, int, str], None]
+WHITE_STD = 0.2
+"""Standard deviation, on the [0, 1] scale, that std.png shows as white."""
 
 
 @dataclass
@@ -33,6 +38,8 @@ class Item:
     psnr: float | None = None
     ssim: float | None = None
     input_psnr: float | None = None
+    std: Tensor | None = None
+    sigma: float | None = None
     status: str = "not reached"
     warnings: list[str] = field(default_factory=list)
 
@@ -49,6 +56,7 @@ class Item:
             "psnr": self.psnr,
             "ssim": self.ssim,
             "input_psnr": self.input_psnr,
+            "sigma": self.sigma,
             "status": "; ".join([self.status, *self.warnings]),
         }
 
@@ -165,13 +173,15 @@ def restore_items(
     items: list[Item],
     task: Task,
     prior: Prior,
-    method: str,
+    method: str | None = None,
     *,
     weight: float | None = None,
     steps: int | None = None,
     start: str | None = None,
     precision: str = "float32",
+    memory: str = "autograd",
     seed: int = 0,
+    samples: int = 8,
     device: str | torch.device = "cpu",
     batch: int = 32,
     progress: Progress | None = None,
@@ -182,12 +192,14 @@ def restore_items(
         items: From :func:`find_items`.
         task: What was done to them.
         prior: The prior, on ``device``.
-        method: A name of :data:`~flowmend.methods.METHODS`.
+        method: A name of :data:`~flowmend.methods.METHODS`; None takes the prior's default.
         weight: Weight of the regulariser.
         steps: Steps of the latent optimisation.
         start: Where it starts.
-        precision: See :func:`~flowmend.methods.solve`.
+        precision: See :func:`~flowmend.solver.solve`.
+        memory: Likewise.
         seed: Seed of the starts; an image's start depends on its place in the list only.
+        samples: Draws from the posterior to save, where the method makes them.
         device: Where to compute.
         batch: Images at a time.
         progress: Called with (done, total, what), in steps of the whole list.
@@ -219,23 +231,48 @@ def restore_items(
             steps=steps,
             start=start,
             precision=precision,
+            memory=memory,
             generator=generator,
+            samples=samples,
             progress=move,
         )
         seconds += time.monotonic() - begun
         pictures = task.picture(y).cpu()
-        for item, x, status, picture in zip(
-            part, solution.x.cpu(), solution.status, pictures, strict=True
+        for place, (item, x, status, picture) in enumerate(
+            zip(part, solution.x.cpu(), solution.status, pictures, strict=True)
         ):
             save_image(item.output, x)
             item.restored, item.status = x, "restored"
-            if status != "finished":
+            item.sigma = _sigma_of(solution, place)
+            if not status.startswith(("finished", "settled")):
                 item.warnings.append(status)
+            if solution.std is not None:
+                item.std = solution.std[place].cpu()
+                draws = solution.samples[:, place].cpu()
+                _save_posterior(item.output.with_suffix(""), item.std, draws)
             if item.reference is not None:
                 item.psnr = psnr(x[None], item.reference[None])[0]
                 item.ssim = ssim(x[None], item.reference[None])[0]
                 item.input_psnr = psnr(picture[None], item.reference[None])[0]
     return seconds
+
+
+def _sigma_of(solution: Solution, place: int) -> float | None:
+    """The noise level one image of a batch was restored with."""
+    sigma = solution.settings.get("sigma")
+    return sigma[place] if isinstance(sigma, list) else sigma
+
+
+def _save_posterior(folder: Path, std: Tensor, draws: Tensor) -> None:
+    """Writes ``std.npy``, ``std.png`` (white is :data:`WHITE_STD`) and the draws."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    save_image(folder / "std.png", (std / WHITE_STD).clamp(0.0, 1.0))
+    path = folder / "std.npy"
+    with writing(path), atomic_path(path) as temporary, temporary.open("wb") as file:
+        numpy.save(file, std.numpy())
+    for index, draw in enumerate(draws, start=1):
+        save_image(folder / f"sample-{index}.png", draw)
 
 
 def results(items: list[Item]) -> dict:
@@ -257,14 +294,19 @@ def _caption(psnr_value: float | None, ssim_value: float | None = None) -> str:
 
 
 def save_report(path: Path, items: list[Item], task: Task, note: str) -> None:
-    """Draws input | restored | reference, with PSNR / SSIM, for the restored items."""
+    """Draws input | restored | std | reference, with PSNR / SSIM, for the restored items."""
     done = [item for item in items if item.restored is not None]
     with_reference = any(item.reference is not None for item in done)
-    heads = ["input", "restored"] + (["reference"] if with_reference else [])
+    with_std = any(item.std is not None for item in done)
+    heads = ["input", "restored"] + (["std"] if with_std else [])
+    heads += ["reference"] if with_reference else []
     rows = []
     for item in done:
         images: list[Tensor | None] = [task.picture(item.measurement[None])[0], item.restored]
         captions = [_caption(item.input_psnr), _caption(item.psnr, item.ssim)]
+        if with_std:
+            images.append(None if item.std is None else (item.std / WHITE_STD).clamp(0.0, 1.0))
+            captions.append("" if item.std is None else f"mean {float(item.std.mean()):.3f}")
         if with_reference:
             images.append(item.reference)
             captions.append("")

@@ -11,7 +11,29 @@ from torch import nn
 from .errors import FlowmendError
 from .files import atomic_path, writing
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "open_folder", "read_checkpoint", "write_checkpoint"]
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The file's name in the folder of a run."""
+
+
+def open_folder(out: str | Path, resume: bool) -> Path:
+    """Makes the folder of a run.
+
+    Raises:
+        FlowmendError: If it holds a run already and ``resume`` is False, or cannot be made.
+    """
+    out = Path(out)
+    if resume:
+        return out
+    if (out / CHECKPOINT).exists():
+        raise FlowmendError(
+            f"'{out}' already holds a training run: add --resume to continue it, or choose "
+            "another folder."
+        )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def write_checkpoint(

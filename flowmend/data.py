@@ -1,29 +1,36 @@
 """Folders of clean pictures as training images."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .errors import FlowmendError
 from .files import find_pictures, read_picture, resize_and_crop
-from .flow import FlowConfig
-from .pixels import to_bytes
+from .flow import FlowConfig, VelocityConfig
+from .pixels import from_bytes, to_bytes
 
-__all__ = ["hold_out", "load_folder"]
+__all__ = ["as_trained", "hold_out", "load_folder", "load_photographs", "middle_crop"]
 
 Progress = Callable[[int, int, str], None]
+Images = TypeVar("Images", Tensor, list[Tensor])
+LARGEST_KEPT = 2**20
+"""Photographs of more pixels are made smaller: a folder of them has to fit in memory."""
 
 
 def load_folder(
-    folder: str | Path, config: FlowConfig, progress: Progress | None = None
+    folder: str | Path, config: FlowConfig | VelocityConfig, progress: Progress | None = None
 ) -> tuple[Tensor, list[str]]:
     """Reads every picture under a folder at the size a flow wants.
 
     Args:
         folder: The folder, searched to any depth for JPEG, PNG, TIFF, WebP and BMP.
-        config: Gives height, width and channels.
+        config: Gives the shape of the images.
         progress: Called with (done, total, what) after each picture.
 
     Returns:
@@ -32,15 +39,89 @@ def load_folder(
     Raises:
         FlowmendError: If there is no usable picture.
     """
+    channels, height, width = config.shape
+    images, problems = _load(
+        folder,
+        lambda picture: to_bytes(resize_and_crop(picture, height, width, channels)),
+        progress,
+    )
+    return torch.stack(images), problems
+
+
+def load_photographs(
+    folder: str | Path, config: VelocityConfig, progress: Progress | None = None
+) -> tuple[list[Tensor], list[str]]:
+    """Reads every picture under a folder at its own size, for training on crops.
+
+    Pictures of more than 2^20 pixels are reduced to about as many. Others stay as they are: a
+    photograph that was resized has other fine details than one that was not.
+
+    Args:
+        folder: The folder, searched to any depth for JPEG, PNG, TIFF, WebP and BMP.
+        config: Gives the channels and the side of the crops.
+        progress: Called with (done, total, what) after each picture.
+
+    Returns:
+        Images uint8 (C, H, W) of different sizes, none smaller than a crop, and one sentence for
+        every file that could not be used.
+
+    Raises:
+        FlowmendError: If there is no usable picture.
+    """
+    return _load(folder, lambda picture: _photograph(picture, config), progress)
+
+
+def as_trained(picture: Image.Image, config: FlowConfig | VelocityConfig) -> Tensor:
+    """Brings a picture to what a flow was trained on: resized and cropped to its one size, or,
+    where the flow takes every size, the middle crop of the picture as it is.
+
+    Returns:
+        The image (C, H, W) in [0, 1], of the configuration's shape.
+
+    Raises:
+        FlowmendError: If the picture is smaller than a crop, or far too long and narrow.
+    """
+    channels, height, width = config.shape
+    if isinstance(config, FlowConfig) or config.size is not None:
+        return resize_and_crop(picture, height, width, channels)
+    return from_bytes(middle_crop(_photograph(picture, config), height, width))
+
+
+def middle_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """The middle (C, height, width) of an image (C, H, W) that is not smaller."""
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
+
+
+def _photograph(picture: Image.Image, config: VelocityConfig) -> Tensor:
+    """A picture at its own size, or reduced to the most pixels that are kept, uint8 (C, H, W)."""
+    shrink = math.sqrt(LARGEST_KEPT / math.prod(picture.size))
+    if shrink < 1.0:
+        width, height = (max(1, round(side * shrink)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BOX)
+    if min(picture.size) < config.crop:
+        raise FlowmendError(
+            f"it is {picture.width} x {picture.height} pixels, smaller than crops of "
+            f"{config.crop} x {config.crop}: choose a smaller crop"
+        )
+    levels = np.array(picture.convert("L" if config.channels == 1 else "RGB"))
+    levels = levels.reshape(*levels.shape[:2], config.channels)
+    return torch.from_numpy(levels).permute(2, 0, 1).contiguous()
+
+
+def _load(
+    folder: str | Path,
+    prepare: Callable[[Image.Image], Tensor],
+    progress: Progress | None,
+) -> tuple[list[Tensor], list[str]]:
+    """What ``prepare`` makes of every picture under a folder, and what was wrong with others."""
     if not Path(folder).is_dir():
         raise FlowmendError(f"'{folder}' is not a folder.")
     paths = find_pictures([folder])
     images, problems = [], []
     for index, path in enumerate(paths):
         try:
-            picture = read_picture(path)
-            image = resize_and_crop(picture, config.height, config.width, config.channels)
-            images.append(to_bytes(image))
+            images.append(prepare(read_picture(path)))
         except FlowmendError as error:
             problem = str(error)
             problems.append(problem if str(path) in problem else f"'{path}': {problem}")
@@ -48,10 +129,10 @@ def load_folder(
             progress(index + 1, len(paths), "reading pictures")
     if not images:
         raise FlowmendError(f"No picture in '{folder}' can be used. First reason: {problems[0]}")
-    return torch.stack(images), problems
+    return images, problems
 
 
-def hold_out(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(images: Images, seed: int) -> tuple[Images, Images]:
     """Sets a twentieth of the images aside (at least 1, at most 512): (training, held out).
 
     Raises:
@@ -61,4 +142,7 @@ def hold_out(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         raise FlowmendError("Training needs at least two pictures: one is held out for checks.")
     count = min(512, max(1, len(images) // 20))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images[order[count:]], images[order[:count]]
+    if isinstance(images, Tensor):
+        return images[order[count:]], images[order[:count]]
+    shuffled = [images[index] for index in order.tolist()]
+    return shuffled[count:], shuffled[:count]

@@ -2,22 +2,27 @@
 
 The names ``A``, ``A_adjoint`` and ``A_dagger`` are deepinv's, so that a deepinv physics can stand
 wherever an operator of ours does. To add one: subclass :class:`LinearOperator`, write ``A``; the
-adjoint comes for free by automatic differentiation.
+adjoint comes for free by automatic differentiation. A function will do as well:
+:class:`FunctionOperator`.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .errors import FlowmendError
+from .least_squares import least_squares
+from .linearity import check_linear
 
 __all__ = [
     "BOUNDARIES",
     "Blur",
     "Downsample",
+    "FunctionOperator",
     "Grey",
     "Identity",
     "LinearOperator",
@@ -27,44 +32,6 @@ __all__ = [
 ]
 
 BOUNDARIES = ("reflect", "zero", "circular", "paper")
-
-
-def least_squares(
-    operator: "LinearOperator", y: Tensor, steps: int = 500, tolerance: float = 1e-6
-) -> Tensor:
-    """Minimum-norm least squares by conjugate gradients on A'A x = A'y, each image on its own.
-
-    Args:
-        operator: Anything with ``A`` and ``A_adjoint``.
-        y: Measurements (B, ...).
-        steps: Most iterations.
-        tolerance: An image stops when its gradient has shrunk by this factor.
-
-    Returns:
-        Images x (B, C, H, W).
-    """
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
-
-    gradient = operator.A_adjoint(y)
-    x = torch.zeros_like(gradient)
-    direction = gradient
-    energy = dot(gradient, gradient)
-    goal = energy * tolerance**2
-    for _ in range(steps):
-        active = energy > goal
-        if not bool(active.any()):
-            break
-        image = operator.A_adjoint(operator.A(direction))
-        curvature = dot(direction, image)
-        length = torch.where(active & (curvature > 0), energy / curvature.clamp_min(1e-30), 0.0)
-        x = x + length * direction
-        gradient = gradient - length * image
-        new = torch.where(active, dot(gradient, gradient), energy)
-        direction = gradient + torch.where(active, new / energy.clamp_min(1e-30), 0.0) * direction
-        energy = new
-    return x
 
 
 class LinearOperator(ABC):
@@ -274,3 +241,27 @@ class Sense(LinearOperator):
 
     def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
         return (y @ self.matrix.to(y)).reshape(-1, *self.shape)
+
+
+class FunctionOperator(LinearOperator):
+    """A linear operator from one function of yours, checked as it is made.
+
+    The adjoint comes by automatic differentiation and the pseudo-inverse by conjugate gradients.
+    ``FunctionOperator((3, 32, 32), lambda x: x[..., ::2])`` keeps every other column.
+
+    Args:
+        shape: Shape (C, H, W) of the images.
+        function: From images (B, C, H, W) to measurements (B, ...), linear, in torch, each image
+            on its own, in the precision of its argument.
+
+    Raises:
+        FlowmendError: If the function fails, breaks one of these promises, or measures nothing.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(shape)
+        self.function = function
+        check_linear(self.A, self.shape)
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return self.function(x.clone())  # a function may write into its argument

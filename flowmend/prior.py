@@ -19,6 +19,8 @@ from .flow import (
     Whitening,
     standard_normal_log_prob,
 )
+from .flow.reversible import reversible_decode, reversible_encode
+from .gaussian import GaussianPosterior
 from .pixels import dequantise
 
 __all__ = ["FlowPrior", "GaussianPrior", "Prior"]
@@ -50,6 +52,17 @@ class Prior(Bijection):
         """
         if precision not in ("float32", "bfloat16"):
             raise FlowmendError(f"Unknown precision '{precision}': choose float32 or bfloat16.")
+        return self
+
+    def with_memory(self, memory: str) -> "Prior":
+        """The same prior, whose gradients keep all they need (``"autograd"``) or, slower, compute
+        it again from the result (``"reversible"``), with memory that does not grow with depth.
+
+        Raises:
+            FlowmendError: If the name is unknown.
+        """
+        if memory not in ("autograd", "reversible"):
+            raise FlowmendError(f"Unknown memory '{memory}': choose autograd or reversible.")
         return self
 
     def check_images(self, x: Tensor) -> None:
@@ -115,6 +128,7 @@ class GaussianPrior(Prior):
     def __init__(self, whitening: Whitening) -> None:
         super().__init__()
         self.whitening = whitening
+        self._posterior: GaussianPosterior | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -129,6 +143,20 @@ class GaussianPrior(Prior):
         """Covariance C, shape (D, D)."""
         root = self.whitening.unwhitening.to(dtype)
         return root @ root
+
+    @torch.no_grad()
+    def posterior(self, operator: object, sigma: float) -> GaussianPosterior:
+        """What is known of x from y = A x + sigma n, in closed form; the last one is kept.
+
+        Args:
+            operator: Anything with ``A``.
+            sigma: Standard deviation of the noise on the [0, 1] scale, above 0.
+        """
+        kept = self._posterior
+        if kept is None or not kept.serves(operator, sigma):
+            root = self.whitening.unwhitening
+            self._posterior = kept = GaussianPosterior(self.mean, root, operator, sigma)
+        return kept
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, logdet = self.whitening.encode(x)
@@ -294,6 +322,7 @@ class FlowPrior(Prior):
             raise FlowmendError("A flow on whitened images needs the Gaussian that whitens them.")
         self.gaussian = gaussian
         self.card = dict(card or {})
+        self.memory = "autograd"
         first = gaussian.whitening if flow.config.whiten else Centre()
         self.chain = Chain([first, flow])
 
@@ -319,17 +348,41 @@ class FlowPrior(Prior):
         super().at_precision(precision)
         if precision == "float32":
             return self
-        twin = copy.deepcopy(self)
+        kept = () if self.gaussian is None else (self.gaussian, self.gaussian.whitening)
+        twin = copy.deepcopy(self, {id(module): module for module in kept})
         for module in twin.modules():
             if isinstance(module, Conditioner):
                 module.to(torch.bfloat16)
         return twin
 
+    def with_memory(self, memory: str) -> "FlowPrior":
+        """A prior of the same weights (shared, not copied) whose gradients keep all they need
+        (``"autograd"``) or compute it again from the result (``"reversible"``).
+
+        The prior itself where it already does so. See :mod:`flowmend.flow.reversible`.
+        """
+        super().with_memory(memory)
+        if memory == self.memory:
+            return self
+        twin = FlowPrior(self.flow, self.gaussian, self.card)
+        twin.memory, twin.training = memory, self.training
+        return twin
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.chain.encode(x)
+        if self.memory == "autograd":
+            return self.chain.encode(x)
+        first, flow = self.chain.layers
+        h, logdet = first.encode(x)
+        z, rest = reversible_encode(flow, h)
+        return z, logdet + rest
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.chain.decode(z)
+        if self.memory == "autograd":
+            return self.chain.decode(z)
+        first, flow = self.chain.layers  # the first is linear: its gradient keeps nothing
+        h, logdet = reversible_decode(flow, z)
+        x, rest = first.decode(h)
+        return x, logdet + rest
 
     def initialise(self, x: Tensor) -> Tensor:
         return self.chain.initialise(x)

@@ -1,11 +1,16 @@
-"""How a flow is trained: the paper's recipe and ours."""
+"""How a flow is trained: the paper's recipe and ours, and that of a continuous flow."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .errors import FlowmendError
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "MatchingRecipe", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,13 @@ class Recipe:
         batch: Images in a step.
         learning_rate: Peak learning rate of Adam.
         betas: Its decay rates.
-        weight_decay: Decoupled weight decay (AdamW) of the convolutions.
+        weight_decay: Decoupled weight decay (AdamW) of convolutions and linear layers.
         warmup: Steps of linear warm-up.
         cosine: Whether the rate falls along a cosine to zero.
         averaging: Decay of the moving average of the weights that is kept; 0 keeps the weights.
         flip: Whether images are mirrored at random.
         clip: Largest gradient norm, of the loss in bits per dimension; 0 for no limit.
-        precision: ``"float32"`` or ``"bfloat16"`` (the coupling networks only).
+        precision: ``"float32"`` or ``"bfloat16"`` (the networks only).
     """
 
     epochs: int = 20
@@ -51,12 +56,75 @@ class Recipe:
                 f"Unknown precision '{self.precision}': choose float32 or bfloat16."
             )
 
-    def rate(self, step: int, steps: int) -> float:
+    def rate(self, step: int, steps: float) -> float:
         """Learning rate of a step out of ``steps``."""
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.cosine:
             factor *= 0.5 * (1.0 + math.cos(math.pi * step / steps))
         return self.learning_rate * factor
+
+    def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.AdamW:
+        """AdamW for a module's parameters, on their device."""
+        return torch.optim.AdamW(
+            _parameter_groups(module, self.weight_decay),
+            lr=self.learning_rate,
+            betas=self.betas,
+            fused=device.type in ("cpu", "cuda"),
+        )
+
+    def average(self, module: nn.Module) -> AveragedModel | None:
+        """A copy of a module for the moving average of its weights; None to keep the weights."""
+        if not self.averaging:
+            return None
+        return AveragedModel(module, multi_avg_fn=_moving_average(self.averaging))
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameters for AdamW: only the weights of convolutions and linear layers decay."""
+    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    networks = [part.weight for part in module.modules() if isinstance(part, layers)]
+    decayed = {id(weight) for weight in networks}
+    others = [weight for weight in module.parameters() if id(weight) not in decayed]
+    return [
+        {"params": networks, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An exponential moving average that forgets its first steps: decay (1 + n) / (10 + n)."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = float(count)
+        torch._foreach_lerp_(averages, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+
+    return update
+
+
+@dataclass(frozen=True)
+class MatchingRecipe(Recipe):
+    """How a continuous flow is trained: a :class:`Recipe` and a time limit.
+
+    Args:
+        minutes: Training ends after so many minutes, the learning rate falling with the clock
+            where that is faster than with the steps; 0 for no limit. Two runs with a limit
+            differ, and a resumed one goes on with the minutes that are left.
+    """
+
+    epochs: int = 40
+    batch: int = 64
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup: int = 200
+    averaging: float = 0.999
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.minutes >= 0 or not math.isfinite(self.minutes):
+            raise FlowmendError("The minutes of training must be a number of at least 0.")
 
 
 RECIPES: dict[str, Recipe] = {

@@ -4,7 +4,26 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["Solution"]
+__all__ = ["Posterior", "Solution"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of images after measuring them.
+
+    Args:
+        x: Mean images (B, C, H, W), not clamped.
+        std: Standard deviation of every pixel (B, C, H, W) on the [0, 1] scale.
+        samples: Draws (S, B, C, H, W), not clamped.
+        trace: ``"objective"`` (steps, B) where something was optimised, else empty.
+        status: For each image, as :class:`Solution`.
+    """
+
+    x: Tensor
+    std: Tensor
+    samples: Tensor
+    trace: dict[str, Tensor]
+    status: list[str]
 
 
 @dataclass
@@ -15,11 +34,14 @@ class Solution:
         x: Restored images (B, C, H, W), clamped to [0, 1].
         z: Their latents (B, D); None for methods that have none.
         trace: ``"objective"``, ``"data"`` and ``"regulariser"`` at every step before it is taken,
-            each of shape (steps, B); empty for methods without steps.
+            where the method has them, each of shape (steps, B); empty for methods without steps.
         status: For each image ``"finished"``, or why it stopped early and what was kept.
         seconds: Wall time for the whole batch.
         method: The method's name.
         settings: Steps, learning rate, weight and start as used.
+        std: Posterior standard deviation of every pixel (B, C, H, W) on the [0, 1] scale; None
+            for methods that give one image and no more.
+        samples: Draws from the posterior (S, B, C, H, W), clamped to [0, 1]; None likewise.
     """
 
     x: Tensor
@@ -29,8 +51,10 @@ class Solution:
     seconds: float
     method: str
     settings: dict[str, object] = field(default_factory=dict)
+    std: Tensor | None = None
+    samples: Tensor | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether every image ran to the end."""
-        return all(status == "finished" for status in self.status)
+        """Whether every image ran to the end, or settled before it."""
+        return all(status.startswith(("finished", "settled")) for status in self.status)

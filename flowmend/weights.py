@@ -7,6 +7,7 @@ kept, and against the sha256 of its card where there is one.
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .files import atomic_path, writing
-from .flow import FlowConfig, MultiscaleFlow, Whitening
+from .flow import FlowConfig, MultiscaleFlow, VelocityConfig, VelocityNet, Whitening
 from .prior import FlowPrior, GaussianPrior
 
-__all__ = ["FORMAT", "find_weights", "load_prior", "save_prior", "shipped_priors"]
+__all__ = ["FORMAT", "add_to_card", "find_weights", "load_prior", "save_prior", "shipped_priors"]
 
 FORMAT = "flowmend.prior.1"
+CONFIGS = {"coupling": FlowConfig, "continuous": VelocityConfig}
+"""Kinds of priors. A file that names no kind holds a coupling flow."""
 LARGEST_STEPS = 1024
 
 
@@ -85,12 +89,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def save_prior(path: str | Path, prior: FlowPrior, half: bool = False, card: bool = True) -> Path:
+def _network(prior: FlowPrior | ContinuousPrior) -> torch.nn.Module:
+    """What a file holds the weights of."""
+    return prior.velocity if isinstance(prior, ContinuousPrior) else prior.flow
+
+
+def save_prior(
+    path: str | Path,
+    prior: FlowPrior | ContinuousPrior,
+    half: bool = False,
+    card: bool = True,
+) -> Path:
     """Writes a prior as ``path`` (safetensors) and, beside it, its card ``.json`` with sha256.
 
     Args:
         path: Destination, ending in ``.safetensors``.
-        prior: The prior.
+        prior: The prior, of either kind.
         half: Store the weights in float16 (the file halves; loading gives float32 again).
         card: Whether to write the card file too.
 
@@ -99,7 +113,8 @@ def save_prior(path: str | Path, prior: FlowPrior, half: bool = False, card: boo
     """
     path = Path(path)
     dtype = torch.float16 if half else torch.float32
-    tensors = {f"flow.{k}": v.detach().cpu().to(dtype) for k, v in prior.flow.state_dict().items()}
+    state = _network(prior).state_dict()
+    tensors = {f"flow.{key}": value.detach().cpu().to(dtype) for key, value in state.items()}
     if prior.gaussian is not None:
         tensors["gaussian.mean"] = prior.gaussian.mean.detach().cpu().float()
         triangle = pack_symmetric(prior.gaussian.whitening.matrix.detach().cpu())
@@ -110,6 +125,7 @@ def save_prior(path: str | Path, prior: FlowPrior, half: bool = False, card: boo
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     metadata = {
         "format": FORMAT,
+        "kind": next(k for k, config in CONFIGS.items() if isinstance(prior.config, config)),
         "config": json.dumps(prior.config.to_dict()),
         "card": json.dumps(prior.card),
     }
@@ -139,12 +155,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _build(config: FlowConfig, tensors: dict[str, Tensor], path: Path) -> MultiscaleFlow:
+def _build(
+    config: FlowConfig | VelocityConfig, tensors: dict[str, Tensor], path: Path
+) -> MultiscaleFlow | VelocityNet:
     """Builds the flow without memory, compares it with the file, and only then fills it."""
-    if sum(config.steps) > LARGEST_STEPS:
+    coupling = isinstance(config, FlowConfig)
+    if coupling and sum(config.steps) > LARGEST_STEPS:
         raise FlowmendError(f"'{path}' asks for more than {LARGEST_STEPS} flow steps.")
     with torch.device("meta"):
-        flow = MultiscaleFlow(config)
+        flow = MultiscaleFlow(config) if coupling else VelocityNet(config)
     expected = {key: tuple(value.shape) for key, value in flow.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if expected != found:
@@ -157,7 +176,9 @@ def _build(config: FlowConfig, tensors: dict[str, Tensor], path: Path) -> Multis
     return flow
 
 
-def _gaussian(tensors: dict[str, Tensor], config: FlowConfig, path: Path) -> GaussianPrior:
+def _gaussian(
+    tensors: dict[str, Tensor], config: FlowConfig | VelocityConfig, path: Path
+) -> GaussianPrior:
     if not {"gaussian.mean", "gaussian.whitening"} <= set(tensors):
         raise FlowmendError(f"The Gaussian in '{path}' is incomplete.")
     mean, triangle = tensors["gaussian.mean"], tensors["gaussian.whitening"]
@@ -174,8 +195,10 @@ def _gaussian(tensors: dict[str, Tensor], config: FlowConfig, path: Path) -> Gau
     return gaussian
 
 
-def load_prior(name: str | Path, device: str | torch.device = "cpu") -> FlowPrior:
-    """Loads a prior, ready to restore: float32, in evaluation mode, weights frozen.
+def load_prior(
+    name: str | Path, device: str | torch.device = "cpu"
+) -> FlowPrior | ContinuousPrior:
+    """Loads a prior of either kind, ready to restore: float32, evaluating, weights frozen.
 
     Args:
         name: A shipped prior's name, a weights file, or the folder of a training run.
@@ -197,8 +220,14 @@ def load_prior(name: str | Path, device: str | torch.device = "cpu") -> FlowPrio
                 f"'{path}' is not the file its card describes (sha256 differs): fetch it again, "
                 f"or delete '{side.name}' if you changed the weights on purpose."
             )
+    kind = metadata.get("kind", "coupling")
+    if kind not in CONFIGS:
+        raise FlowmendError(
+            f"'{path}' holds a prior of the kind '{kind}', which this version does not know: "
+            f"{', '.join(CONFIGS)}."
+        )
     try:
-        config = FlowConfig.from_dict(json.loads(metadata["config"]))
+        config = CONFIGS[kind].from_dict(json.loads(metadata["config"]))
         card = dict(json.loads(metadata.get("card", "{}")))
     except FlowmendError as error:
         raise FlowmendError(f"'{path}': {error}") from error
@@ -212,10 +241,21 @@ def load_prior(name: str | Path, device: str | torch.device = "cpu") -> FlowPrio
     flow = _build(config, weights, path)
     has_gaussian = any(key.startswith("gaussian.") for key in tensors)
     gaussian = _gaussian(tensors, config, path) if has_gaussian else None
-    if config.whiten and gaussian is None:
+    if kind == "continuous":
+        prior = ContinuousPrior(flow, None, gaussian, card)
+    elif config.whiten and gaussian is None:
         raise FlowmendError(f"'{path}' lacks the Gaussian that its configuration needs.")
-    prior = FlowPrior(flow, gaussian, card)
+    else:
+        prior = FlowPrior(flow, gaussian, card)
     return prior.eval().requires_grad_(False).to(device)
+
+
+def add_to_card(path: Path, measure: Callable[[FlowPrior | ContinuousPrior], dict]) -> dict:
+    """Writes what ``measure`` finds on a kept prior into its card, and returns the card."""
+    prior = load_prior(path)
+    prior.card |= measure(prior)
+    save_prior(path, prior)
+    return prior.card
 
 
 def parameter_count(prior: torch.nn.Module) -> int:

@@ -80,7 +80,7 @@ def test_degrade_then_restore(task, degrade, restore, tiny_prior_path, tmp_path)
     assert outcome.code == 0, outcome.err
     check_schema(values)
     assert values["task"] == task
-    assert values["method"] == "likelihood"
+    assert values["method"] == "fast-map"
     assert values["prior"] == str(tiny_prior_path)
     assert values["steps"] == 3
     assert values["seconds"] > 0
@@ -251,14 +251,74 @@ def test_the_seed_makes_runs_repeatable(degrade, restore):
         assert (first / place).read_bytes() != (other / place).read_bytes()
         place = f"reference/{name}.png"
         assert (first / place).read_bytes() == (other / place).read_bytes()
+    method = ("--method", "likelihood")
     folders = [
-        restore(first / "measurement", "denoise", "--seed", seed, "--start", "small", out=out)[2]
+        restore(first / "measurement", "denoise", *method, "--seed", seed, out=out)[2]
         for seed, out in ((3, "x"), (3, "y"), (4, "z"))
     ]
     for name in NAMES:
         contents = [(folder / f"{name}.png").read_bytes() for folder in folders]
         assert contents[0] == contents[1]
         assert contents[0] != contents[2]
+
+
+def test_the_posterior_writes_how_sure_it_is(degrade, restore):
+    folder = degrade("inpaint")
+    outcome, values, out = restore(
+        folder / "measurement", "inpaint", "--method", "posterior", "--samples", 2
+    )
+    assert outcome.code == 0, outcome.err
+    assert values["method"] == "posterior"
+    for name in NAMES:
+        std = np.load(out / name / "std.npy")
+        assert std.shape == (3, SIDE, SIDE)
+        assert (std >= 0).all()
+        drawn = {path.name for path in (out / name).iterdir()}
+        assert drawn == {"std.npy", "std.png", "sample-1.png", "sample-2.png"}
+        shown = read_image(out / name / "std.png")
+        assert torch.allclose(shown, torch.from_numpy(std / 0.2).clamp(0, 1), atol=0.5 / 255)
+        one, two = (read_image(out / name / f"sample-{i}.png") for i in (1, 2))
+        assert not torch.equal(one, two)
+
+
+def test_noise_of_unknown_level_is_found_for_every_picture(degrade, restore, tmp_path):
+    folder = degrade("denoise", "--sigma", 0.05)
+    noisier = degrade("denoise", "--sigma", 0.2, out="noisier")
+    (noisier / "measurement" / f"{NAMES[1]}.npy").replace(
+        folder / "measurement" / f"{NAMES[1]}.npy"
+    )
+    outcome, values, _ = restore(folder / "measurement", "denoise", "--sigma", "auto")
+    assert outcome.code == 0, outcome.err
+    assert values["sigma"] is None
+    found = {record["input"].split("/")[-1]: record["sigma"] for record in values["images"]}
+    assert found[f"{NAMES[1]}.npy"] == pytest.approx(0.2, rel=0.25)
+    assert found[f"{NAMES[0]}.npy"] == pytest.approx(0.05, rel=0.5)
+
+
+@pytest.mark.parametrize("noise", [("poisson", "--peak", 60), ("salt-pepper", "--share", 0.2)])
+def test_other_noise_than_gaussian_is_restored(noise, degrade, restore):
+    options = ("--noise", *noise)
+    folder = degrade("denoise", *options)
+    outcome, values, _ = restore(
+        folder / "measurement", "denoise", *options, "--reference", folder / "reference"
+    )
+    assert outcome.code == 0, outcome.err
+    assert values["noise"] == noise[0]
+    for record in values["images"]:
+        assert record["psnr"] > record["input_psnr"] + 1.0
+
+
+def test_options_that_mean_nothing_to_a_method_are_refused(degrade, restore):
+    folder = degrade("denoise")
+    for options, sentence in (
+        (("--weight", 0.1), "takes no --weight"),
+        (("--start", "zero"), "takes no --start"),
+        (("--method", "lmmse", "--steps", 3), "takes no --steps"),
+    ):
+        outcome, _, out = restore(folder / "measurement", "denoise", *options, quick=())
+        assert outcome.code == 1
+        assert sentence in outcome.err
+        assert not out.exists()
 
 
 def test_results_say_where_they_came_from(degrade, restore):

@@ -14,6 +14,7 @@ from flowmend.operators import (
     BOUNDARIES,
     Blur,
     Downsample,
+    FunctionOperator,
     Grey,
     Identity,
     LinearOperator,
@@ -58,6 +59,13 @@ class Chirp(LinearOperator):
         return (x[..., 1:] - 0.5 * x[..., :-1]) * ramp
 
 
+def shear(x):
+    """A user's function: it writes into its argument, and mixes channels with weights it holds."""
+    x[:, :, 2:4] = 0.0
+    weights = torch.tensor([0.2, 0.3, 0.5]).to(x)
+    return (x * weights[:, None, None]).sum(1)[:, 1:] - torch.roll(x, 1, -1)[:, 0, 1:]
+
+
 OPERATORS = {
     "identity": Identity(SHAPE),
     "mask for all channels": Mask(SHAPE, random_mask(1)),
@@ -69,6 +77,8 @@ OPERATORS = {
     "sense": Sense(SHAPE, 40),
     "sense, one number": Sense(SHAPE, 1),
     "only A": Chirp(SHAPE),
+    "function": FunctionOperator(SHAPE, shear),
+    "function, vector": FunctionOperator(SHAPE, lambda x: x.flatten(1)[:, ::7].cumsum(1)),
     **{
         f"blur {kernel} {boundary}": Blur(SHAPE, KERNELS[kernel], boundary)
         for kernel, boundary in BLURS
@@ -353,3 +363,60 @@ def test_measurements_are_checked(operator):
             operator.check_measurements(y)
     with pytest.raises(FlowmendError, match="floating-point"):
         operator.check_measurements(torch.zeros(2, *shape, dtype=torch.uint8))
+
+
+def test_a_function_is_the_operator_it_describes():
+    """The same map as a class of ours, adjoint and pseudo-inverse included."""
+    kernel = KERNELS["sharp3"]
+
+    def blur(x):
+        padded = functional.pad(x, (1, 1, 1, 1), "circular")
+        weight = kernel.to(x).flip(0, 1).expand(3, 1, 3, 3)
+        return functional.conv2d(padded, weight, groups=3)
+
+    mine, ours = FunctionOperator(SHAPE, blur), Blur(SHAPE, kernel, "circular")
+    x, y = numbers(2, *SHAPE), numbers(2, *SHAPE, seed=1)
+    assert torch.allclose(mine.A(x), ours.A(x), rtol=0, atol=1e-12)
+    assert torch.allclose(mine.A_adjoint(y), ours.A_adjoint(y), rtol=0, atol=1e-12)
+    assert torch.allclose(mine.A_dagger(y), ours.A_dagger(y), rtol=0, atol=1e-6)
+
+
+NO_OPERATORS = {
+    "affine": (lambda x: x + 0.1, "makes something of black images"),
+    "bent": (lambda x: x.clamp(0.0, 1.0), "of a sum of images"),
+    "absolute": (lambda x: x.abs(), "of a sum of images"),
+    "rounding": (lambda x: (x * 255).round() / 255, "of a sum of images"),
+    "quadratic": (lambda x: x + 1e-3 * x**2, "of a sum of images"),
+    "normalising": (lambda x: x / (x.std((1, 2, 3), keepdim=True) + 1e-9), "of a sum of images"),
+    "not finite": (torch.sqrt, "infinities or NaN"),
+    "mixing images": (lambda x: x - x.mean(0), "mixes images"),
+    "running sum": (lambda x: x.cumsum(0), "mixes images"),
+    "mixing few": (lambda x: x + 1e-3 * x.flip(0), "mixes images"),
+    "random": (lambda x: x * torch.rand(8, 12).to(x), "something else each time"),
+    "zero": (lambda x: 0.0 * x, "nothing but zeros"),
+    "numpy": (lambda x: torch.from_numpy(2 * x.numpy()), "cannot be differentiated"),
+    "detached": (lambda x: 2 * x.detach(), "cannot be differentiated"),
+    "half detached": (lambda x: x + x.detach(), "cannot be differentiated"),
+    "no_grad": (torch.no_grad()(lambda x: 2 * x), "cannot be differentiated"),
+    "failing": (lambda x: x @ torch.ones(5, 5), "fails on float64 images"),
+    "constants of another precision": (lambda x: x @ torch.ones(12, 12), "with .to(x)"),
+    "turning to float32": (lambda x: x.float(), "float32 of float64"),
+    "turning to float64": (lambda x: x * torch.ones(8, 12).double(), "float64 of float32"),
+    "for one image": (lambda x: x.reshape(1, 3, 8, 12), "for any batch"),
+    "losing the batch": (lambda x: x[0], "must make a tensor"),
+    "one number": (lambda x: x.sum(), "must make a tensor"),
+    "one number for each": (lambda x: x.sum((1, 2, 3)), "must make a tensor"),
+    "array": (lambda x: x.tolist(), "not list"),
+    "nothing": (lambda x: None, "not NoneType"),
+    "complex": (torch.fft.fft2, "complex128 of float64"),
+}
+
+
+@pytest.mark.parametrize(("function", "phrase"), NO_OPERATORS.values(), ids=NO_OPERATORS)
+def test_functions_that_are_no_operator(function, phrase):
+    with pytest.raises(FlowmendError) as error:
+        FunctionOperator(SHAPE, function)
+    sentence = str(error.value)
+    assert phrase in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence

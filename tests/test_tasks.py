@@ -1,15 +1,19 @@
 """The table of tasks: the paper's settings, kernels and masks from text, measurements."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_png, smooth_images
+from conftest import SIDE, save_png, smooth_images
 from PIL import Image
 
 import flowmend as fm
 from flowmend.errors import FlowmendError
+from flowmend.files import read_image
+from flowmend.kernels import parse_measurements
+from flowmend.noise import Gaussian, Poisson, SaltAndPepper, known_pixels
 from flowmend.operators import Blur, Downsample, Grey, Identity, Mask, Sense
 from flowmend.tasks import TASKS, make_task, parse_kernel, parse_mask
 
@@ -175,6 +179,31 @@ def test_holes_of_other_sizes(share, shape, wanted):
     assert hole(parse_mask(f"center:{share}", shape)) == wanted
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (3, 32, 32), (1, 5, 7)])
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 0.9, 0.9999])
+def test_random_masks_hide_a_share(shape, share):
+    mask = parse_mask(f"random:{share}", shape)
+    size = shape[1] * shape[2]
+    assert mask.shape == (1, *shape[1:])
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    wanted = min(size - 1, max(1, share * size))
+    assert float((mask == 0).sum()) == pytest.approx(wanted, abs=0.5)
+    operator = make_task("inpaint", shape, mask=f"random:{share}").operator
+    assert torch.equal(operator.mask, mask)
+
+
+def test_a_random_mask_is_the_same_every_time_and_spread():
+    random = torch.random.get_rng_state()
+    mask = parse_mask("random:0.5", (3, 32, 32))
+    assert torch.equal(parse_mask("random:0.5", (1, 32, 32)), mask)
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert mask[0, :2, :6].tolist() == [[0, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1, 0]]
+    quarters = mask.reshape(2, 16, 2, 16).mean((1, 3))
+    assert float((quarters - 0.5).abs().max()) < 4 * 0.5 / 16
+    neighbours = (mask[:, :, 1:] == mask[:, :, :-1]).double().mean()
+    assert float(neighbours) == pytest.approx(0.5, abs=4 * 0.5 / 31)
+
+
 def test_a_mask_file_is_white_where_the_image_is_known(tmp_path):
     picture = torch.zeros(1, 16, 24)
     picture[:, 2:5, 7:20] = 1.0
@@ -202,7 +231,10 @@ def test_masks_that_cannot_be_used(tmp_path):
     for text in ("center:0", "center:1", "center:-0.4", "center:nan", "center:2"):
         with pytest.raises(FlowmendError, match="between 0 and 1"):
             parse_mask(text, SHAPE)
-    for text in ("center:", "center:half"):
+    for text in ("random:0", "random:1", "random:1.5", "random:-0.5", "random:nan"):
+        with pytest.raises(FlowmendError, match="missing pixels must be between 0 and 1"):
+            parse_mask(text, SHAPE)
+    for text in ("center:", "center:half", "random:", "random:half"):
         with pytest.raises(FlowmendError, match="not a number"):
             parse_mask(text, SHAPE)
     other = save_png(tmp_path / "other.png", torch.ones(1, 24, 16))
@@ -247,6 +279,68 @@ def test_gaussian_kernels(width):
     assert ratio == pytest.approx(math.exp(-0.5 / width**2), rel=1e-12)
 
 
+def motion(length, angle):
+    return parse_kernel(f"motion:{length}:{angle}")
+
+
+@pytest.mark.parametrize("length", [1, 3, 7])
+@pytest.mark.parametrize("angle", [0, 180, -180, 360])
+def test_level_motion_is_a_box(length, angle):
+    box = torch.full((1, length), 1 / length, dtype=torch.float64)
+    assert torch.allclose(motion(length, angle), box, rtol=0, atol=1e-12)
+    assert torch.allclose(motion(length, angle + 90), box.T, rtol=0, atol=1e-12)
+
+
+def test_motion_of_an_even_length_has_half_ends():
+    wanted = torch.tensor([[0.125, 0.25, 0.25, 0.25, 0.125]]).double()
+    assert torch.allclose(motion(4, 0), wanted, rtol=0, atol=1e-12)
+
+
+def test_motion_up_to_the_right_is_counter_clockwise():
+    kernel = motion(5, 45)
+    assert kernel.shape == (5, 5)
+    assert torch.allclose(kernel, kernel.flip(1).diagonal().diag().flip(1), rtol=0, atol=1e-12)
+    steep = motion(9, 70)
+    rows, columns = steep.shape
+    assert rows > columns
+    assert float(steep[0, columns // 2 :].sum()) > 0
+    assert float(steep[0, : columns // 2].sum()) == 0.0
+
+
+def painted(length, angle, points=200_001):
+    """The same line by points, thrown into pixels."""
+    along = (np.arange(points) + 0.5) / points - 0.5
+    columns = np.round(along * length * math.cos(math.radians(angle))).astype(int)
+    rows = np.round(-along * length * math.sin(math.radians(angle))).astype(int)
+    half = (np.abs(rows).max(), np.abs(columns).max())
+    kernel = np.zeros((2 * half[0] + 1, 2 * half[1] + 1))
+    np.add.at(kernel, (rows + half[0], columns + half[1]), 1 / points)
+    return torch.from_numpy(kernel)
+
+
+@pytest.mark.parametrize("length", [1.0, 2.5, 4.0, 7.0, 15.3])
+@pytest.mark.parametrize("angle", [10, 30, 63.4, 90, 117, -20])
+def test_motion_is_a_line_through_pixels(length, angle):
+    kernel = motion(length, angle)
+    assert torch.allclose(kernel, painted(length, angle), rtol=0, atol=5e-5)
+    assert torch.allclose(kernel, kernel.flip(0, 1), rtol=0, atol=1e-15)
+    assert float(kernel.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert torch.allclose(kernel, motion(length, angle + 180), rtol=0, atol=1e-9)
+    assert torch.allclose(kernel.flip(1), motion(length, -angle), rtol=0, atol=1e-9)
+
+
+def test_the_painted_line_notices_another_angle():
+    assert not torch.allclose(motion(7, 30), painted(7, 31), rtol=0, atol=1e-3)
+
+
+def test_motion_changes_smoothly_with_the_angle():
+    image = smooth_images(1, *SHAPE)
+    for angle in (0, 45, 90):
+        near = [make_task("deblur", SHAPE, kernel=f"motion:7:{angle + d}") for d in (0, 0.01)]
+        first, second = (task.operator.A(image) for task in near)
+        assert torch.allclose(first, second, rtol=0, atol=1e-3)
+
+
 def test_kernels_of_files(tmp_path):
     values = np.array([[0.0, 1.0, 2.0], [3.0, 10.0, 0.0]])
     wanted = torch.from_numpy(values / values.sum())
@@ -281,6 +375,17 @@ NO_KERNELS = {
     "gaussian:nan": "width of a Gaussian",
     "gaussian:1e9": "width of a Gaussian",
     "gaussian:wide": "not a number",
+    "motion:0:10": "length of a motion kernel",
+    "motion:-3:10": "length of a motion kernel",
+    "motion:nan:10": "length of a motion kernel",
+    "motion:1000:10": "length of a motion kernel",
+    "motion:5:inf": "angle of a motion kernel",
+    "motion:5:nan": "angle of a motion kernel",
+    "motion:5": "not a number",
+    "motion:5:": "not a number",
+    "motion::10": "not a number",
+    "motion:5:10:2": "not a number",
+    "motion:": "not a number",
     "triangle:3": "triangle:3",
     "": ".",
 }
@@ -416,3 +521,225 @@ def test_pictures_show_what_was_measured():
     sense = make_task("sense", SHAPE)
     values = sense.measure(x, torch.Generator())
     assert torch.equal(sense.picture(values), sense.operator.A_adjoint(values).clamp(0, 1))
+
+
+# Numbers of measurements
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (7, 7),
+        ("7", 7),
+        (" 768 ", 768),
+        (0.25, 288),
+        ("0.25", 288),
+        ("25%", 288),
+        ("12.5%", 144),
+        ("100%", 1152),
+        (1.0, 1152),
+        ("1", 1),
+        ("1e-9%", 1),
+        (0, 0),
+        ("-3", -3),
+    ],
+)
+def test_counts_and_shares(given, wanted):
+    assert parse_measurements(given, 1152) == wanted
+    if wanted > 0:
+        assert make_task("sense", SHAPE, measurements=given).measurement_shape == (wanted,)
+
+
+@pytest.mark.parametrize(
+    "given", ["many", "", "%", "0%", "101%", "1.5", 1.5, "-0.5", "nan", "0.0"]
+)
+def test_no_counts_and_no_shares(given):
+    with pytest.raises(FlowmendError, match="must be a count such as 768, or a share such as"):
+        make_task("sense", SHAPE, measurements=given)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize("name", TASKS)
+def test_gaussian_measurements_are_bit_for_bit_what_they_were(name, sigma):
+    x = smooth_images(2, *SHAPE).float()
+    task = make_task(name, SHAPE, sigma=sigma)
+    wanted = task.operator.A(x) + task.offset
+    if sigma > 0:
+        generator = torch.Generator().manual_seed(4)
+        wanted = wanted + sigma * torch.randn(wanted.shape, generator=generator)
+    found = task.measure(x, torch.Generator().manual_seed(4))
+    assert torch.equal(found, wanted)
+    named = make_task(name, SHAPE, sigma=sigma, noise="gaussian")
+    assert torch.equal(named.measure(x, torch.Generator().manual_seed(4)), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "sense"])
+def test_poisson_measurements(name):
+    task = make_task(name, SHAPE, noise="poisson", peak=20)
+    assert task.noise == Poisson(20)
+    assert task.sigma == pytest.approx(math.sqrt(0.5 / 20))
+    y = task.measure(smooth_images(2, *SHAPE), torch.Generator().manual_seed(0))
+    assert torch.allclose(20 * y, (20 * y).round(), rtol=0, atol=1e-9)
+    assert y.shape[1:] == task.measurement_shape
+
+
+def test_noise_falls_on_the_offset_too():
+    """Beyond the paper's border lies mid-grey light, and it is counted like any other."""
+    x = torch.full((1, *SHAPE), 0.5)
+    task = make_task("deblur", SHAPE, boundary="paper", noise="poisson", peak=1e4)
+    y = task.measure(x, torch.Generator().manual_seed(0))
+    assert torch.allclose(y, x, rtol=0, atol=5 * math.sqrt(0.5 / 1e4))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_salt_and_pepper_measurements(name):
+    task = make_task(name, SHAPE, noise="salt-pepper", share=0.4)
+    assert task.noise == SaltAndPepper(0.4)
+    assert task.sigma == 0.0
+    x = smooth_images(2, *SHAPE)
+    clean, y = task.operator.A(x), task.measure(x, torch.Generator().manual_seed(0))
+    known = known_pixels(y).expand_as(y)
+    assert torch.equal(y[known], clean[known])
+    assert float(known_pixels(y).double().mean()) < 0.75
+
+
+def test_the_noise_of_a_task_by_default():
+    assert make_task("denoise", SHAPE).noise == Gaussian(0.1)
+    assert make_task("deblur", SHAPE).noise == Gaussian(0.0)
+    assert make_task("deblur", SHAPE, sigma="0.25").noise == Gaussian(0.25)
+    assert make_task("deblur", SHAPE, noise="poisson").noise == Poisson(30.0)
+    assert make_task("deblur", SHAPE, noise="salt-pepper").noise == SaltAndPepper(0.1)
+
+
+def test_an_unknown_level_waits_for_its_value():
+    task = make_task("deblur", SHAPE, sigma="auto")
+    assert task.noise is None
+    assert task.sigma is None
+    x = smooth_images(1, *SHAPE)
+    with pytest.raises(FlowmendError, match="'auto', which is to be estimated: give sigma"):
+        task.measure(x, torch.Generator())
+    prior = fm.GaussianPrior.from_covariance(
+        torch.full(SHAPE, 0.5), 0.01 * torch.eye(1152, dtype=torch.float64)
+    )
+    known = task.with_sigma(0.2)
+    assert task.sigma is None, "with_sigma changed its task"
+    assert known.sigma == 0.2
+    assert known.noise == Gaussian(0.2)
+    assert known.operator is task.operator
+    other = make_task("deblur", SHAPE, sigma=0.2)
+    for _ in range(2):
+        generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+        y = known.measure(x, generators[0])
+        assert torch.equal(y, other.measure(x, generators[1]))
+        known = other.with_sigma(0.2)
+    assert torch.equal(
+        fm.restore(y, known, prior, "lmmse").x, fm.restore(y, other, prior, "lmmse").x
+    )
+
+
+@pytest.mark.parametrize("sigma", [-0.1, math.nan, math.inf])
+def test_levels_found_must_be_levels(sigma):
+    with pytest.raises(FlowmendError, match="noise level sigma"):
+        make_task("denoise", SHAPE, sigma="auto").with_sigma(sigma)
+
+
+def test_a_level_fits_gaussian_noise_only():
+    with pytest.raises(FlowmendError, match="noise poisson has no option sigma"):
+        make_task("denoise", SHAPE, noise="poisson").with_sigma(0.1)
+
+
+NO_NOISE = {
+    "unknown": ({"noise": "fog"}, "Unknown noise 'fog'"),
+    "no name": ({"noise": ""}, "Unknown noise ''"),
+    "negative peak": ({"noise": "poisson", "peak": -1.0}, "peak of Poisson noise"),
+    "share beyond 1": ({"noise": "salt-pepper", "share": 1.2}, "between 0 and 1"),
+    "peak alone": ({"peak": 3.0}, "gaussian has no option peak: it belongs to the noise poisson"),
+    "share alone": ({"share": 0.3}, "gaussian has no option share"),
+    "sigma of poisson": ({"noise": "poisson", "sigma": 0.1}, "poisson has no option sigma"),
+    "auto of salt": ({"noise": "salt-pepper", "sigma": "auto"}, "salt-pepper has no option sigma"),
+    "peak of auto": ({"sigma": "auto", "peak": 3.0}, "gaussian has no option peak"),
+    "text": ({"sigma": "loud"}, "number or auto"),
+}
+
+
+@pytest.mark.parametrize(("given", "phrase"), NO_NOISE.values(), ids=NO_NOISE)
+def test_noises_that_cannot_be(given, phrase):
+    with pytest.raises(FlowmendError) as error:
+        make_task("denoise", SHAPE, **given)
+    assert phrase in str(error.value)
+
+
+def test_poisson_noise_needs_light():
+    with pytest.raises(FlowmendError, match="measurements of the task sense can be negative"):
+        make_task("sense", SHAPE, noise="poisson")
+
+
+# On the command line
+
+OPTIONS = {
+    "random mask": ("inpaint", ("--mask", "random:0.3")),
+    "motion": ("deblur", ("--kernel", "motion:5:30")),
+    "upscale twice": ("upscale", ("--scale", "2")),
+    "upscale four times": ("upscale", ("--scale", "4")),
+    "share": ("sense", ("--measurements", "25%")),
+    "fraction": ("sense", ("--measurements", "0.25")),
+    "count": ("sense", ("--measurements", "192")),
+}
+
+
+@pytest.mark.parametrize(("task", "options"), OPTIONS.values(), ids=OPTIONS)
+def test_degrade_and_restore_mean_the_same(
+    task, options, run, clean_folder, tiny_prior_path, tmp_path
+):
+    made, out = tmp_path / "made", tmp_path / "out"
+    outcome = run("degrade", clean_folder, "-t", task, *options, "--size", SIDE, "-o", made)
+    assert outcome.code == 0, outcome.err
+    name = options[0].removeprefix("--")
+    given = int(options[1]) if name == "scale" else options[1]
+    operator = make_task(task, (3, SIDE, SIDE), **{name: given}).operator
+    x = read_image(made / "reference" / "a.png")
+    y = read_image(made / "measurement" / "a.npy")
+    # The reference is rounded to 8 bits after it was measured.
+    size = 0.51 / 255 * (1 if task != "sense" else 3 * SIDE)
+    assert torch.allclose(operator.A(x[None])[0], y, rtol=0, atol=size)
+    for repeat in (options, ()) if task == "sense" else (options,):
+        place = ("-o", out, "-p", tiny_prior_path, "--reference", made / "reference")
+        arguments = ("-t", task, *repeat, "--method", "lmmse", "--device", "cpu")
+        outcome = run(
+            "restore", made / "measurement", *arguments, *place, "--json", out / "r.json"
+        )
+        assert outcome.code == 0, outcome.err
+        mean = json.loads((out / "r.json").read_text())["mean"]
+        assert mean["psnr"] > max(20.0, mean["input_psnr"] - 1.0)
+
+
+BAD_COMMANDS = {
+    "inpaint --mask random:1.5": "between 0 and 1",
+    "inpaint --mask random:": "not a number",
+    "deblur --kernel motion:0:10": "length of a motion kernel",
+    "deblur --kernel motion:5": "not a number",
+    "deblur --kernel motion:99:0": "larger than the image",
+    "sense --measurements many": "must be a count",
+    "sense --measurements 150%": "must be a count",
+    "sense --measurements 99999": "between 1 and 768",
+    "denoise --measurements 0.5": "no option measurements",
+    "sense --noise poisson": "can be negative",
+}
+
+
+@pytest.mark.parametrize("command", ["degrade", "restore"])
+@pytest.mark.parametrize(("given", "phrase"), BAD_COMMANDS.items(), ids=BAD_COMMANDS)
+def test_command_lines_that_cannot_be(
+    command, given, phrase, run, clean_folder, tiny_prior_path, tmp_path
+):
+    place = {"degrade": ("--size", SIDE), "restore": ("--prior", tiny_prior_path)}[command]
+    out = tmp_path / "out"
+    outcome = run(command, clean_folder, "--task", *given.split(), *place, "--out", out)
+    assert outcome.code == 1
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1, outcome.err
+    assert phrase in lines[0]
+    assert not out.exists()

@@ -141,7 +141,7 @@ def test_card_compares_the_flow_with_its_gaussian(finished):
     card = json.loads((finished["out"] / "prior.json").read_text())
     assert card["val_bits_per_dim"] < finished["records"][0]["val_bits_per_dim"] - 0.01
     gaussian = GaussianPrior.fit(IMAGES, WHITENED.bits, flip=True)
-    noise = training._generator(0, 0)
+    noise = training.generator_at(0, 0)
     bits = gaussian.bits_per_dim(VALIDATION.float() / 255.0, WHITENED.bits, noise).mean()
     assert card["gaussian_val_bits_per_dim"] == pytest.approx(bits.item(), abs=1e-4)
 

@@ -29,10 +29,10 @@ def degrade(
     boundary: o.Boundary = None,
     mask: o.MaskOption = None,
     scale: o.Scale = None,
-    measurements: Annotated[
-        int | None,
-        typer.Option(help="sense: how many. Default: a quarter of the image's values."),
-    ] = None,
+    measurements: o.Measurements = None,
+    noise: o.NoiseName = None,
+    peak: o.Peak = None,
+    share: o.Share = None,
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
     seed: o.Seed = 0,
 ) -> None:
@@ -57,7 +57,14 @@ def degrade(
         mask=mask,
         scale=scale,
         measurements=measurements,
+        noise=noise,
+        peak=peak,
+        share=share,
     )
+    if work.sigma is None:
+        raise FlowmendError(
+            "degrade makes the noise, so it cannot be auto: give --sigma a number."
+        )
     items = find_items(inputs, out / "reference", arrays=False)
     originals = {item.input.resolve() for item in items}
     for item in items:
@@ -95,6 +102,9 @@ def degrade(
             "size": size,
             "channels": channels,
             "sigma": work.sigma,
+            "noise": work.noise.name,
+            "peak": getattr(work.noise, "peak", None),
+            "share": getattr(work.noise, "share", None),
             "kernel": kernel,
             "boundary": boundary,
             "mask": mask,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..methods import METHODS
+from ..noise import AUTO, NOISES
 from ..operators import BOUNDARIES
 from ..tasks import TASKS
 from ..weights import shipped_priors
@@ -17,10 +18,14 @@ __all__ = [
     "JsonFile",
     "Kernel",
     "MaskOption",
+    "Measurements",
     "MethodName",
+    "NoiseName",
+    "Peak",
     "PriorName",
     "Scale",
     "Seed",
+    "Share",
     "Sigma",
     "TaskName",
 ]
@@ -34,15 +39,33 @@ Inputs = Annotated[
 ]
 TaskName = Annotated[str, typer.Option("--task", "-t", help=f"What was done to it.\n\n{_TASKS}")]
 Sigma = Annotated[
+    str | None,
+    typer.Option(
+        metavar=f"NUMBER|{AUTO}",
+        help="Standard deviation of Gaussian noise on the [0, 1] scale (25.5 grey levels are "
+        f"0.1), or {AUTO}: found from each measurement. Default: 0.1 for denoise, 0 otherwise.",
+    ),
+]
+NoiseName = Annotated[
+    str | None,
+    typer.Option("--noise", help=f"Kind of noise: {', '.join(NOISES)}. Default: gaussian."),
+]
+Peak = Annotated[
+    float | None,
+    typer.Option(help="poisson: expected count of light in a white pixel. Default: 30."),
+]
+Share = Annotated[
     float | None,
     typer.Option(
-        help="Standard deviation of the noise on the [0, 1] scale (25.5 grey levels are 0.1). "
-        "Default: 0.1 for denoise, 0 otherwise."
+        help="salt-pepper: share of the pixels that became black or white. Default: 0.1."
     ),
 ]
 Kernel = Annotated[
     str | None,
-    typer.Option(help="deblur: box:SIDE, gaussian:SIGMA, or a picture or .npy. Default: box:3."),
+    typer.Option(
+        help="deblur: box:SIDE, gaussian:SIGMA, motion:LENGTH:ANGLE (pixels, degrees), or a "
+        "picture or .npy. Default: box:3."
+    ),
 ]
 Boundary = Annotated[
     str | None,
@@ -54,12 +77,28 @@ MaskOption = Annotated[
     str | None,
     typer.Option(
         "--mask",
-        help="inpaint: a picture, white where the image is known, or center:FRACTION for a hole "
-        "in the middle. Default: center:0.4.",
+        help="inpaint: a picture, white where the image is known, center:FRACTION for a hole "
+        "in the middle, or random:SHARE for missing pixels. Default: center:0.4.",
+    ),
+]
+Measurements = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COUNT|SHARE",
+        help="sense: how many, such as 768, or 0.25 or 25% of the image's values. Default: a "
+        "quarter, or what the measurements hold.",
     ),
 ]
 Scale = Annotated[int | None, typer.Option(help="upscale: the factor. Default: 2.")]
-MethodName = Annotated[str, typer.Option("--method", "-m", help=f"How to restore.\n\n{_METHODS}")]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        help="How to restore. Default: fast-map where the prior is a flow that holds a Gaussian, "
+        f"as the shipped one does; else likelihood.\n\n{_METHODS}",
+    ),
+]
 PriorName = Annotated[
     str,
     typer.Option(

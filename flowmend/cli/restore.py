@@ -11,9 +11,10 @@ from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..files import read_image, writing
 from ..latent import STARTS
-from ..methods import default_settings, find_method
+from ..methods import Method, default_settings, find_method
 from ..provenance import provenance
 from ..report import write_json
+from ..solver import default_method
 from ..tasks import make_task
 from ..weights import load_prior
 from . import options as o
@@ -21,6 +22,20 @@ from .console import tell, warn
 from .progress import progress_bar
 
 __all__ = ["restore"]
+
+
+def _check_options(
+    method: Method, steps: int | None, weight: float | None, start: str | None
+) -> None:
+    """Refuses options that mean nothing to a method before any work is done."""
+    if steps is not None and method.objective is None and not method.whitened:
+        raise FlowmendError(f"The method {method.name} is a closed form: it takes no --steps.")
+    for name, value in (("weight", weight), ("start", start)):
+        if value is not None and method.objective is None:
+            raise FlowmendError(
+                f"The method {method.name} takes no --{name}; for the paper's solver add "
+                "--method likelihood."
+            )
 
 
 def _measurements(items: list[Item]) -> int | None:
@@ -45,13 +60,17 @@ def restore(
     boundary: o.Boundary = None,
     mask: o.MaskOption = None,
     scale: o.Scale = None,
+    measurements: o.Measurements = None,
+    noise: o.NoiseName = None,
+    peak: o.Peak = None,
+    share: o.Share = None,
     prior: o.PriorName = "faces32",
-    method: o.MethodName = "likelihood",
+    method: o.MethodName = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps of the latent optimisation. Default: the paper's 1500, or 100 from the "
-            "start lmmse. With fewer than 1500 the strides grow in proportion."
+            help="Steps. Default: the method's own (fast-map 20, posterior 40, the paper's methods "
+            "1500). A method of the paper takes longer strides where it has fewer."
         ),
     ] = None,
     weight: Annotated[
@@ -65,14 +84,24 @@ def restore(
         str | None,
         typer.Option(
             help="First iterate: small (the paper's), zero, random, or lmmse, the closed-form "
-            "solution of the Gaussian prior. Default: lmmse for likelihood and map where the "
-            "prior holds a Gaussian, as the shipped ones do; else the method's own."
+            "solution of the Gaussian prior. Default: the method's own. Not for fast-map and "
+            "posterior, which start from lmmse always."
         ),
     ] = None,
+    samples: Annotated[
+        int, typer.Option(help="posterior: draws to write for each picture.", min=0)
+    ] = 8,
     precision: Annotated[
         str | None,
         typer.Option(help="float32 or bfloat16 during the steps; default: what suits the device."),
     ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            help="autograd, or reversible: memory that does not grow with the flow's depth, for "
+            "somewhat more time."
+        ),
+    ] = "autograd",
     seed: o.Seed = 0,
     device: o.Device = "auto",
     reference: Annotated[
@@ -84,26 +113,33 @@ def restore(
     """Restore damaged pictures.
 
     OUT receives a PNG of the same name for every input, and report.png: input, restored and
-    reference side by side. A file that cannot be used is reported and the others are restored;
+    reference side by side. With --method posterior it receives a folder of that name too, with
+    the standard deviation of every pixel (std.npy; std.png, where white is 0.2) and draws. A file that cannot be used is reported and the others are restored;
     the exit code is then 1.
 
     Example: flowmend restore noisy/ --task denoise --sigma 0.1 --out clean/
     """
-    chosen = find_method(method)
+    if method is not None:
+        find_method(method)
     if steps is not None and steps < 1:
         raise FlowmendError(f"--steps must be at least 1, not {steps}.")
-    if steps is not None and chosen.objective is None:
-        raise FlowmendError(f"The method {method} is a closed form: it takes no --steps.")
     if start is not None and start not in (*STARTS, "lmmse"):
         raise FlowmendError(f"Unknown start '{start}': choose from {', '.join(STARTS)}, lmmse.")
     target = pick_device(device)
     precision = precision or default_precision(target)
     if precision not in ("float32", "bfloat16"):
         raise FlowmendError(f"Unknown precision '{precision}': choose float32 or bfloat16.")
+    if memory not in ("autograd", "reversible"):
+        raise FlowmendError(f"Unknown memory '{memory}': choose autograd or reversible.")
     items = find_items(inputs, out, reference)
     if any(item.output == out / "report.png" for item in items):
         raise FlowmendError("An input called report.png would lie under the report: rename it.")
     weights = load_prior(prior, target)
+    method = default_method(weights) if method is None else method
+    chosen = find_method(method)
+    _check_options(chosen, steps, weight, start)
+    if measurements is None and task == "sense":
+        measurements = _measurements(items)
     work = make_task(
         task,
         weights.shape,
@@ -112,11 +148,14 @@ def restore(
         boundary=boundary,
         mask=mask,
         scale=scale,
-        measurements=_measurements(items) if task == "sense" else None,
+        measurements=measurements,
+        noise=noise,
+        peak=peak,
+        share=share,
     )
-    settings: dict[str, object] = {}
+    settings: dict[str, object] = {"steps": steps or chosen.steps}
     if chosen.objective is not None:
-        settings = default_settings(method, weights, start)
+        settings = default_settings(method, start)
         settings |= work.spec.presets.get(method, {})
         given = {"steps": steps, "weight": weight}
         settings |= {name: value for name, value in given.items() if value is not None}
@@ -134,7 +173,9 @@ def restore(
                 steps=steps,
                 start=start,
                 precision=precision,
+                memory=memory,
                 seed=seed,
+                samples=samples,
                 device=target,
                 progress=progress,
             )
@@ -150,6 +191,7 @@ def restore(
             "start": settings.get("start"),
             "weight": settings.get("weight"),
             "sigma": work.sigma,
+            "noise": "gaussian" if work.noise is None else work.noise.name,
             "seed": seed,
             "precision": precision,
             "made_with": provenance(target),

@@ -6,17 +6,32 @@ from typing import Annotated
 
 import typer
 
-from ..data import hold_out, load_folder
+from ..data import load_folder
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..flow import PRESETS, preset
 from ..train import RECIPES, finish
 from ..train import train as train_prior
 from . import options as o
-from .console import tell, warn
+from .console import tell
+from .folders import read_folders
+from .matching import train_continuous
 from .progress import progress_bar
 
 __all__ = ["train"]
+
+KINDS = ("coupling", "continuous")
+
+
+def _given(**options: object) -> dict:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse(kind: str, **options: object) -> None:
+    """Raises :class:`FlowmendError` if an option that only another kind has was given."""
+    for name in _given(**options):
+        raise FlowmendError(f"--{name} is an option of --kind {kind} only.")
 
 
 def _parse(text: str, what: str) -> tuple[int, ...]:
@@ -35,6 +50,13 @@ def train(
         Path | None,
         typer.Option(help="Folder of held-out pictures; default: a twentieth of FOLDER."),
     ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="coupling (a normalizing flow, the paper's kind) or continuous (a velocity "
+            "trained by flow matching: slower to invert, and a denoiser at every noise level)."
+        ),
+    ] = "coupling",
     architecture: Annotated[
         str, typer.Option("--preset", help=f"Architecture: {', '.join(PRESETS)}.")
     ] = "whitened",
@@ -49,6 +71,13 @@ def train(
         bool, typer.Option("--resume", help="Continue an interrupted run exactly.")
     ] = False,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            help="continuous: side of the crops to train on; the prior then takes images of every "
+            "size. Default: 64, unless --size is given."
+        ),
+    ] = None,
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits per channel to train on.")] = None,
     hidden: Annotated[
@@ -59,6 +88,13 @@ def train(
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Convolutions in a coupling network.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="continuous: stop after so many minutes, the learning rate falling to zero by "
+            "then; without --epochs nothing else ends the training."
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
@@ -74,8 +110,39 @@ def train(
     its card prior.json, log.jsonl (a line an epoch), samples/ and the checkpoint for --resume.
     Pass the folder to the other commands: flowmend restore ... --prior OUT.
 
+    A continuous prior learns from crops of photographs of any sizes, at their own resolution, and
+    then works at every size; with --size it learns whole images of that size.
+
     Example: flowmend train photos/ --out my-prior --size 32 --epochs 40
+
+    Example: flowmend train photos/ --out my-denoiser --kind continuous --minutes 60
     """
+    if kind not in KINDS:
+        raise FlowmendError(f"Unknown kind '{kind}': choose from {', '.join(KINDS)}.")
+    if channels is not None and channels not in (1, 3):
+        raise FlowmendError(f"'channels' must be 1 or 3, not {channels}.")
+    target = pick_device(device)
+    wanted = _given(
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        precision=precision or default_precision(target),
+    )
+    if kind == "continuous":
+        other = None if architecture == "whitened" else architecture
+        _refuse("coupling", preset=other, steps=steps, depth=depth, recipe=recipe)
+        shape = _given(
+            channels=channels,
+            bits=bits,
+            crop=crop,
+            size=None if size is None else (size, size),
+            widths=None if hidden is None else _parse(hidden, "hidden"),
+        )
+        wanted |= _given(minutes=minutes)
+        train_continuous(folder, out, val, shape, wanted, seed, target, resume)
+        return
+    _refuse("continuous", crop=crop, minutes=minutes)
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
     if size is not None:
         changes |= {"height": size, "width": size}
@@ -85,30 +152,14 @@ def train(
     if hidden is not None:
         widths = _parse(hidden, "hidden")
         changes["hidden"] = widths[0] if len(widths) == 1 else widths
-    if channels is not None and channels not in (1, 3):
-        raise FlowmendError(f"'channels' must be 1 or 3, not {channels}.")
-    config = preset(architecture, **{k: v for k, v in changes.items() if v is not None})
+    config = preset(architecture, **_given(**changes))
     name = recipe or ("paper" if architecture == "paper" else "strong")
     if name not in RECIPES:
         raise FlowmendError(f"Unknown recipe '{name}': choose from {', '.join(RECIPES)}.")
-    target = pick_device(device)
-    wanted = {
-        "epochs": epochs,
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "precision": precision or default_precision(target),
-    }
-    how = dataclasses.replace(RECIPES[name], **{k: v for k, v in wanted.items() if v is not None})
-    with progress_bar("reading pictures") as progress:
-        images, problems = load_folder(folder, config, progress)
-        if val is not None:
-            validation, more = load_folder(val, config, progress)
-            problems += more
-        else:
-            images, validation = hold_out(images, seed)
-    for problem in problems:
-        warn("skipped", problem)
+    how = dataclasses.replace(RECIPES[name], **wanted)
+    images, validation = read_folders(
+        lambda path, progress: load_folder(path, config, progress), folder, val, seed
+    )
     tell(
         f"{len(images)} training and {len(validation)} held-out pictures; preset {architecture}, "
         f"recipe {name}, {how.epochs} epochs, {how.precision} on {target}.",

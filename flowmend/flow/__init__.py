@@ -1,6 +1,7 @@
-"""Normalizing flows: bijections with log-determinants, and the multi-scale flow built of them."""
+"""Normalizing flows: bijections with log-determinants, multi-scale and continuous."""
 
 from .bijection import Bijection, Chain
+from .continuous import EVALUATIONS, EXACT_DIMENSIONS, ContinuousFlow
 from .coupling import AffineCoupling, Conditioner
 from .layers import (
     ActNorm,
@@ -11,8 +12,11 @@ from .layers import (
     standard_normal_log_prob,
 )
 from .multiscale import PRESETS, FlowConfig, MultiscaleFlow, build_flow, preset
+from .velocity import VelocityConfig, VelocityNet, build_velocity, preconditioning
 
 __all__ = [
+    "EVALUATIONS",
+    "EXACT_DIMENSIONS",
     "PRESETS",
     "ActNorm",
     "AffineCoupling",
@@ -20,12 +24,17 @@ __all__ = [
     "Centre",
     "Chain",
     "Conditioner",
+    "ContinuousFlow",
     "FlowConfig",
     "InvertibleConv1x1",
     "MultiscaleFlow",
     "Squeeze",
+    "VelocityConfig",
+    "VelocityNet",
     "Whitening",
     "build_flow",
+    "build_velocity",
+    "preconditioning",
     "preset",
     "standard_normal_log_prob",
 ]

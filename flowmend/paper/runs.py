@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import FlowmendError
 from ..files import save_image
-from ..methods import solve
 from ..metrics import psnr, ssim
 from ..pixels import floor_to_bytes, grid
 from ..prior import FlowPrior
 from ..provenance import provenance
+from ..solver import solve
 from ..tasks import Task, make_task
 from . import lines
 from .ablation import solve_variant

@@ -1,0 +1,92 @@
+"""``flowmend train --kind continuous``: a continuous flow from a folder of photographs."""
+
+from pathlib import Path
+
+import torch
+
+from ..data import load_folder, load_photographs
+from ..errors import FlowmendError
+from ..flow import VelocityConfig
+from ..flowmatching import finish, match
+from ..recipes import MatchingRecipe
+from .console import tell
+from .folders import read_folders
+from .progress import progress_bar
+
+__all__ = ["train_continuous"]
+
+UNLIMITED = 10**6
+"""Epochs where only the minutes count."""
+
+
+def train_continuous(
+    folder: Path,
+    out: Path,
+    val: Path | None,
+    architecture: dict,
+    wanted: dict,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+) -> None:
+    """Trains a continuous flow and says what comes of it.
+
+    Args:
+        folder: Folder of pictures.
+        out: Folder of the run.
+        val: Folder of held-out pictures, or None.
+        architecture: Settings of :class:`VelocityConfig` that were given.
+        wanted: Settings of :class:`MatchingRecipe` that were given.
+        seed: Seed.
+        device: Device to train on.
+        resume: Whether to continue the run in ``out``.
+
+    Raises:
+        FlowmendError: If settings make no sense, or the training says so.
+    """
+    if architecture.get("size") and architecture.get("crop"):
+        raise FlowmendError(
+            "--size makes a prior for one size, --crop one for every size: give one of them."
+        )
+    config = VelocityConfig(**architecture)
+    if wanted.get("minutes") and "epochs" not in wanted:
+        wanted = wanted | {"epochs": UNLIMITED}
+    recipe = MatchingRecipe(**wanted)
+    load = load_folder if config.size else load_photographs
+    images, validation = read_folders(
+        lambda path, progress: load(path, config, progress), folder, val, seed
+    )
+    trained = f"images of {config.shape}" if config.size else f"crops of {config.crop} pixels"
+    limit = f"{recipe.minutes:g} minutes" if recipe.minutes else f"{recipe.epochs} epochs"
+    tell(
+        f"{len(images)} training and {len(validation)} held-out pictures; a continuous flow on "
+        f"{trained}, {limit}, {recipe.precision} on {device}.",
+    )
+
+    def report(record: dict) -> None:
+        tell(
+            f"epoch {record['epoch']:>4}  train {record['train_loss']:.4f}  held out "
+            f"{record['val_loss']:.4f}  denoising {record['val_psnr_25']:.2f} dB  "
+            f"{record['seconds']:.0f} s"
+            + (f"  {record['skipped_steps']} skipped" if record["skipped_steps"] else ""),
+        )
+
+    with progress_bar("training") as progress:
+        path = match(
+            images,
+            validation,
+            out,
+            config,
+            recipe,
+            seed=seed,
+            device=device,
+            resume=resume,
+            progress=progress,
+            report=report,
+        )
+    card = finish(path, validation)
+    tell(
+        f"Kept epoch {card['epoch']}: held-out loss {card['val_loss']:.4f}, "
+        f"{card['val_bits_per_dim']:.3f} bits/dim, denoising at 25/255 {card['val_psnr_25']:.2f} "
+        f"dB, largest round-trip error {card['round_trip_error']:.1e}. The prior is '{path}'.",
+    )

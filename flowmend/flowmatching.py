@@ -1,0 +1,282 @@
+"""Flow matching on a folder of images: the training of a continuous flow.
+
+Source: Flow Matching for Generative Modeling (Lipman et al., 2023),
+https://arxiv.org/abs/2210.02747
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .chance import generator_at, mirrored, random_crop, stratified_times
+from .checkpoint import open_folder
+from .continuous import ContinuousPrior
+from .data import middle_crop
+from .errors import FlowmendError
+from .flow import VelocityConfig, VelocityNet, build_velocity
+from .metrics import psnr
+from .pixels import centre, dequantise, from_bytes
+from .prior import GaussianPrior
+from .recipes import MatchingRecipe
+from .training import LARGEST_GAUSSIAN, Progress, TrainingRun
+from .weights import add_to_card
+
+__all__ = ["MatchingRun", "finish", "held_out_loss", "held_out_psnr", "match", "matching_loss"]
+
+SIGMA = 25.0 / 255.0
+"""Noise of the held-out images that are denoised, on the [0, 1] scale."""
+HELD_OUT = 512
+"""Crops that are held out."""
+CHECKPOINT_SECONDS = 300.0
+SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 20, 2**16
+SCORED_PIXELS = 2**14
+"""Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
+
+
+def matching_loss(velocity: VelocityNet, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the network's residual F, shape (B,): 1 is that of no network.
+
+    The velocity ``x - noise`` of the straight path through ``x_t = (1 - t) noise + t x`` leaves
+    F to predict ``(x - noise - c_skip x_t) / c_out``.
+
+    Args:
+        velocity: The network.
+        x: Images (B, C, H, W) on the network's range.
+        t: Times (B,).
+        noise: Starts of the paths (B, C, H, W), standard normal.
+    """
+    times = t.view(-1, 1, 1, 1)
+    x_t = (1.0 - times) * noise + times * x
+    c_in, c_skip, c_out = velocity.factors(x_t, t)
+    target = (x - noise - c_skip * x_t) / c_out
+    return (velocity.residual(c_in * x_t, t) - target).square().flatten(1).mean(1)
+
+
+@torch.no_grad()
+def held_out_loss(prior: ContinuousPrior, images: Tensor, seed: int = 0, batch: int = 64) -> float:
+    """Mean of :func:`matching_loss` over uint8 images (N, C, H, W), at fixed times and noise."""
+    device = next(prior.parameters()).device
+    generator = generator_at(seed, 0)
+    total = 0.0
+    for part, times in zip(
+        images.split(batch), stratified_times(len(images)).split(batch), strict=True
+    ):
+        x = centre(dequantise(from_bytes(part), prior.config.bits, generator))
+        noise = torch.randn(x.shape, generator=generator)
+        loss = matching_loss(prior.velocity, x.to(device), times.to(device), noise.to(device))
+        total += float(loss.double().sum())
+    return total / len(images)
+
+
+@torch.no_grad()
+def held_out_psnr(
+    prior: ContinuousPrior,
+    images: Tensor,
+    sigma: float = SIGMA,
+    seed: int = 0,
+    batch: int = 64,
+) -> float:
+    """Mean PSNR, dB, of denoised uint8 images (N, C, H, W) with noise of sigma on [0, 1]."""
+    device = next(prior.parameters()).device
+    generator = generator_at(seed, 1)
+    values: list[float] = []
+    for part in images.split(batch):
+        x = from_bytes(part)
+        y = x + sigma * torch.randn(x.shape, generator=generator)
+        values += psnr(prior.denoise(y.to(device), sigma), x)
+    return sum(values) / len(values)
+
+
+class MatchingRun(TrainingRun):
+    """A run that matches the velocity of a continuous flow.
+
+    A network of one size is trained on whole images of it; one for every size on crops. An epoch
+    then takes as many crops of an image as would cover it, each at a random place.
+
+    Args:
+        out: Folder of the run.
+        config: Architecture.
+        recipe: How to train.
+        images: Training images uint8: (N, C, H, W), or (C, H, W) each, of different sizes.
+        validation: Held-out images, likewise.
+        seed: Seed of the weights, the order, the crops and the noise.
+        device: Device to train on.
+        progress: Called when something slow begins.
+    """
+
+    metric, unit = "loss", "held-out losses"
+
+    def __init__(
+        self,
+        out: Path,
+        config: VelocityConfig,
+        recipe: MatchingRecipe,
+        images: Sequence[Tensor] | Tensor,
+        validation: Sequence[Tensor] | Tensor,
+        seed: int,
+        device: str | torch.device,
+        progress: Progress | None = None,
+    ) -> None:
+        for image in (*images, *validation):
+            channels, height, width = image.shape
+            fits = height >= config.crop and width >= config.crop
+            if channels != config.channels or (config.size is None and not fits):
+                raise FlowmendError(
+                    f"Training images must have {config.channels} channel(s) and sides of at "
+                    f"least {config.crop} pixels, the side of a crop; got {tuple(image.shape)}."
+                )
+            if config.size is not None and (height, width) != config.size:
+                raise FlowmendError(f"Training images must have shape {config.shape}.")
+        self.whole = config.size is not None
+        if self.whole:
+            images, validation = torch.stack([*images]), torch.stack([*validation])
+        crops = [1 if self.whole else x[0].numel() // config.crop**2 for x in images]
+        self.owner = torch.arange(len(images)).repeat_interleave(torch.tensor(crops))
+        super().__init__(out, config, recipe, images, validation, seed, device, len(self.owner))
+        self.gaussian: GaussianPrior | None = None
+        if self.whole and config.dimensions <= LARGEST_GAUSSIAN:
+            self.gaussian = self._fit_gaussian(progress)
+        self.held = validation if self.whole else self._held_out_crops()
+        velocity = build_velocity(config, seed)
+        self._begin(ContinuousPrior(velocity, None, self.gaussian).to(self.device))
+
+    def _held_out_crops(self) -> Tensor:
+        """Crops uint8 of the held-out images, in turn, at random places that the seed fixes."""
+        generator, side = generator_at(self.seed, 6), self.config.crop
+        crops = sum(image[0].numel() // side**2 for image in self.validation)
+        wanted = min(HELD_OUT, max(crops, len(self.validation)))
+        owners = [self.validation[index % len(self.validation)] for index in range(wanted)]
+        return torch.stack([random_crop(image, side, generator) for image in owners])
+
+    @property
+    def horizon(self) -> float:
+        """Number of steps of the whole run; with a time limit, what the pace so far gives."""
+        return min(self.steps, self.step / self._time_used) if self._time_used else self.steps
+
+    @property
+    def done(self) -> bool:
+        return super().done or self._time_used >= 1.0
+
+    @property
+    def _time_used(self) -> float:
+        """Share of the time limit that is over; 0 without one."""
+        return self.seconds / (60.0 * self.recipe.minutes) if self.recipe.minutes else 0.0
+
+    def state(self) -> dict:
+        seconds = {"seconds": self.seconds} if self.recipe.minutes else {}
+        return super().state() | seconds
+
+    def load_state(self, state: dict) -> None:
+        super().load_state(state)
+        self.seconds = state.get("seconds", 0.0)
+
+    def kept(self, card: dict | None = None) -> ContinuousPrior:
+        return ContinuousPrior(self.flow.velocity, None, self.gaussian, card)
+
+    def loss(self, chosen: Tensor, noise: torch.Generator) -> Tensor:
+        """Mean :func:`matching_loss` of a batch, each image, or crop of one, at its own time."""
+        owners, side = self.owner[chosen], self.config.crop
+        if self.whole:
+            levels = self.images[owners]
+        else:
+            images = [self.images[index] for index in owners.tolist()]
+            levels = torch.stack([random_crop(image, side, noise) for image in images])
+        levels = mirrored(levels, noise) if self.recipe.flip else levels
+        x = centre(dequantise(from_bytes(levels), self.config.bits, noise)).to(self.device)
+        start = torch.randn(x.shape, generator=noise).to(self.device)
+        t = stratified_times(len(x), noise).to(self.device)
+        with self._autocast():
+            return matching_loss(self.prior.velocity, x, t, start).mean()
+
+    def measure(self) -> dict[str, float]:
+        prior = self.kept()
+        return {
+            "val_loss": held_out_loss(prior, self.held),
+            "val_psnr_25": held_out_psnr(prior, self.held),
+        }
+
+    def samples(self) -> Tensor:
+        prior = self.kept().at_precision(self.recipe.precision)
+        prior = prior.at_shape(prior.shape, SAMPLE_EVALUATIONS)
+        pixels = self.config.dimensions // self.config.channels
+        count = min(64, max(4, SAMPLE_PIXELS // pixels))
+        return prior.sample(count, generator=generator_at(self.seed, 5))
+
+    def results(self, record: dict) -> dict:
+        return {
+            key: round(record[key], 5) for key in ("val_loss", "train_loss", "val_psnr_25")
+        } | {"held_out": len(self.held)}
+
+
+def match(
+    images: Sequence[Tensor] | Tensor,
+    validation: Sequence[Tensor] | Tensor,
+    out: str | Path,
+    config: VelocityConfig,
+    recipe: MatchingRecipe,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    progress: Progress | None = None,
+    report: Callable[[dict], None] | None = None,
+) -> Path:
+    """Trains a continuous flow by flow matching and keeps the best prior by held-out loss.
+
+    Args:
+        images: Training images uint8: (N, C, H, W) of the configuration's size, or, for a
+            network for every size, (C, H, W) each, none smaller than a crop.
+        validation: Held-out images, likewise.
+        out: Folder of the run; see :func:`flowmend.train.train`.
+        config: Architecture.
+        recipe: How to train.
+        seed: Seed of the weights, the order and the noise.
+        device: Device to train on.
+        resume: Continue the run in ``out``; without a time limit the result is the same as
+            without the interruption.
+        progress: Called with (step, steps, what) after each step.
+        report: Called with the record of each epoch.
+
+    Returns:
+        Path of the kept prior.
+
+    Raises:
+        FlowmendError: If images do not fit, if ``out`` already holds a run and ``resume`` is
+            False, if the run to resume is another, or if no finite prior came out.
+    """
+    out = open_folder(out, resume)
+    run = MatchingRun(out, config, recipe, images, validation, seed, device, progress)
+    if resume:
+        run.restore()
+    return run.drive(CHECKPOINT_SECONDS, progress, report)
+
+
+def finish(path: Path, validation: Sequence[Tensor] | Tensor, seed: int = 0) -> dict:
+    """Measures the likelihood and the inverse of the kept prior, and writes both into its card.
+
+    Args:
+        path: A prior that :func:`match` returned.
+        validation: Held-out images, uint8, as for :func:`match`; a few of them are enough.
+        seed: Seed of the dequantisation noise and of the random signs.
+
+    Returns:
+        The card, with ``val_bits_per_dim``, the mean over ``scored`` images or middles of them,
+        and ``round_trip_error``: their largest |decode(encode(x)) - x| on the [0, 1] scale.
+    """
+
+    @torch.no_grad()
+    def measure(prior: ContinuousPrior) -> dict:
+        _, height, width = prior.shape
+        count = min(len(validation), max(2, SCORED_PIXELS // (height * width)))
+        middles = [middle_crop(image, height, width) for image in validation[:count]]
+        x = from_bytes(torch.stack(middles))
+        bits = prior.bits_per_dim(x, prior.config.bits, generator_at(seed, 0))
+        return {
+            "val_bits_per_dim": round(float(bits.mean()), 4),
+            "scored": count,
+            "round_trip_error": float((prior.round_trip(x) - x).abs().max()),
+        }
+
+    return add_to_card(path, measure)

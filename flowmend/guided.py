@@ -1,0 +1,228 @@
+"""Posterior samples from a denoiser of every noise level: the solver of continuous flows.
+
+A continuous flow gives ``D(x_s, s)``, the mean of x given ``x_s = x + s n``, in one evaluation. To
+know the measurement too, the image is taken to be Gaussian around D with the covariance ``S`` that
+noise of level s leaves of a stationary Gaussian prior: then
+
+    E[x | x_s, y] = D + S A' (A S A' + sigma^2 I)^-1 (y - A D),
+
+one linear system, solved by conjugate gradients with A and its adjoint alone. At the largest noise
+D is the mean image and this is the LMMSE solution; towards none it is the flow's own. For a
+Gaussian prior it is exact at every level. Noise is taken away along a falling sequence of levels,
+once for each sample, from a draw of the Gaussian's own posterior; no gradient passes through the
+network.
+
+Sources: Flower: A Flow-Matching Solver for Inverse Problems (Pourya et al., 2026),
+https://arxiv.org/abs/2509.26287; Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song
+et al., 2023), https://openreview.net/forum?id=9_gsMA8MRKQ; of the levels: Elucidating the Design
+Space of Diffusion-Based Generative Models (Karras et al., 2022), https://arxiv.org/abs/2206.00364
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .least_squares import HasAdjoint, conjugate_gradients
+from .solution import Posterior
+from .stationary import StationaryGaussian
+
+__all__ = ["Denoiser", "Guidance", "levels", "posterior", "sample_posterior", "shared_noise"]
+
+Progress = Callable[[int, int, str], None]
+Observe = Callable[[int, Tensor], None]
+Normal = Callable[[Tensor], Tensor]
+MOST_NOISE, LEAST_NOISE = 1.0, 0.004
+"""Levels between which noise is taken away, on the [0, 1] scale: at the first only the coarsest
+structure of an image is left, and the last is the rounding of 8 bits."""
+CURVE = 5.0
+"""Exponent of the levels: 1 spaces them evenly, more puts more of them at low noise."""
+
+
+class Denoiser(Protocol):
+    """What the solver needs of a prior."""
+
+    def denoise(self, y: Tensor, sigma: Tensor | float) -> Tensor: ...
+
+
+def levels(evaluations: int, most: float = MOST_NOISE, least: float = LEAST_NOISE) -> list[float]:
+    """A falling sequence of noise levels, one for each evaluation of the network."""
+    if evaluations == 1:
+        return [most]
+    ends = most ** (1.0 / CURVE), least ** (1.0 / CURVE)
+    shares = [k / (evaluations - 1) for k in range(evaluations)]
+    return [(ends[0] + share * (ends[1] - ends[0])) ** CURVE for share in shares]
+
+
+@dataclass
+class Guidance:
+    """A measurement, ready to be made part of what the network says.
+
+    Args:
+        y: Measurements (B, ...).
+        operator: Anything with ``A`` and ``A_adjoint``.
+        sigma: Standard deviation of its noise on the [0, 1] scale, above 0.
+        covariance: A stationary Gaussian of the images' size.
+        identity: Whether A is the identity, for which no system need be solved.
+        steps: Most iterations of conjugate gradients.
+        tolerance: An image's system is solved when its residual has shrunk by this factor.
+    """
+
+    y: Tensor
+    operator: HasAdjoint
+    sigma: float
+    covariance: StationaryGaussian
+    identity: bool = False
+    steps: int = 60
+    tolerance: float = 1e-3
+
+    def mean(self, prior: Denoiser, x: Tensor, level: float) -> Tensor:
+        """``E[x0 | x0 + level n = x, y]``, images (B, C, H, W).
+
+        Of the identity it is exact: two noisy images are as good as one of less noise.
+        """
+        if self.identity:
+            weight = self.sigma**2 / (self.sigma**2 + level**2)
+            both = weight * x + (1.0 - weight) * self.y
+            return prior.denoise(both, self.sigma * level / math.hypot(self.sigma, level))
+        estimate = prior.denoise(x, level)
+        return estimate + self._gain(
+            self.y - self.operator.A(estimate), lambda v: self.covariance.remaining(v, level)
+        )
+
+    def draw(self, normal: Normal) -> Tensor:
+        """Images (B, C, H, W) from the posterior under the stationary Gaussian itself.
+
+        A draw from the prior, moved by what its own measurement lacks to y (Matheron's rule).
+
+        Args:
+            normal: Draws standard normal noise of a tensor's shape.
+        """
+        gaussian = self.covariance
+        like = gaussian.mean.expand(len(self.y), *gaussian.shape)
+        x = gaussian.mean + gaussian.apply(normal(like), torch.sqrt)
+        lack = self.y - self.operator.A(x) - self.sigma * normal(self.y)
+        return x + self._gain(lack, lambda v: gaussian.apply(v, lambda variance: variance))
+
+    def _gain(self, residual: Tensor, spread: Callable[[Tensor], Tensor]) -> Tensor:
+        """``S A' (A S A' + sigma^2 I)^-1 r``, S given by what it makes of images."""
+
+        def back(v: Tensor) -> Tensor:
+            return spread(self.operator.A_adjoint(v))
+
+        def matrix(v: Tensor) -> Tensor:
+            return self.operator.A(back(v)) + self.sigma**2 * v
+
+        return back(conjugate_gradients(matrix, residual, self.steps, self.tolerance))
+
+
+def shared_noise(generator: torch.Generator) -> Normal:
+    """Draws noise for the first of a batch and gives it to all, so that none depends on others."""
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn((1, *like.shape[1:]), generator=generator).to(like).expand_as(like)
+
+    return normal
+
+
+@torch.no_grad()
+def sample_posterior(
+    guidance: Guidance,
+    prior: Denoiser,
+    *,
+    evaluations: int,
+    churn: float,
+    normal: Normal,
+    progress: Progress | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """One image for each measurement, drawn from p(x | y): (B, C, H, W), not clamped.
+
+    Args:
+        guidance: The measurements.
+        prior: Gives ``denoise``.
+        evaluations: Evaluations of the network, one for each level.
+        churn: Share of the noise that is drawn anew at each level: 0 follows the flow's own path,
+            1 forgets where it came from and ends nearer to the mean.
+        normal: Draws standard normal noise of a tensor's shape, as :func:`shared_noise`.
+        progress: Called with (evaluation, evaluations, what).
+        observe: Called with (evaluation, mean): the estimate (B, C, H, W) at every level.
+    """
+    path = levels(evaluations)
+    mean = guidance.draw(normal)
+    x = mean + path[0] * normal(mean)
+    for index, level in enumerate(path):
+        mean = guidance.mean(prior, x, level)
+        if observe is not None:
+            observe(index, mean)
+        if progress is not None:
+            progress(index + 1, evaluations, "")
+        if index + 1 < evaluations:
+            noise = (x - mean) / level
+            if churn > 0:
+                noise = math.sqrt(1.0 - churn**2) * noise + churn * normal(x)
+            x = mean + path[index + 1] * noise
+    return mean
+
+
+def posterior(
+    guidance: Guidance,
+    prior: Denoiser,
+    *,
+    evaluations: int = 20,
+    churn: float = 0.5,
+    draws: int = 8,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+    observe: Observe | None = None,
+) -> Posterior:
+    """Mean and standard deviation of several draws of every image.
+
+    Args:
+        guidance: The measurements.
+        prior: Gives ``denoise``.
+        evaluations: Evaluations of the network for each draw.
+        churn: As :func:`sample_posterior`.
+        draws: Draws of each image, at least 2.
+        generator: Source of the noise.
+        progress: Called with (evaluation, evaluations, what), all draws counted.
+        observe: Called with (evaluation, mean) after each evaluation: the mean (B, C, H, W) of
+            the draws that are finished, this one's estimate among them.
+
+    Returns:
+        Mean, standard deviation (of a pixel over the draws, n - 1) and the draws.
+    """
+    normal = shared_noise(generator)
+    total = torch.zeros_like(guidance.covariance.mean).expand(
+        len(guidance.y), *guidance.covariance.shape
+    )
+    found: list[Tensor] = []
+    for draw in range(draws):
+
+        def move(done: int, count: int, what: str, draw: int = draw) -> None:
+            if progress is not None:
+                progress(draw * count + done, draws * count, "")
+
+        def watch(step: int, mean: Tensor, draw: int = draw, total: Tensor = total) -> None:
+            if observe is not None:
+                observe(draw * evaluations + step, (total + mean) / (draw + 1))
+
+        x = sample_posterior(
+            guidance,
+            prior,
+            evaluations=evaluations,
+            churn=churn,
+            normal=normal,
+            progress=move,
+            observe=watch,
+        )
+        found.append(x)
+        total = total + x
+    samples = torch.stack(found)
+    mean = total / draws
+    finite = torch.isfinite(mean).flatten(1).all(1).tolist()
+    status = ["finished" if fine else "not finite: no image was found" for fine in finite]
+    return Posterior(mean, samples.std(0), samples, {}, status)

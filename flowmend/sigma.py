@@ -1,0 +1,184 @@
+"""The noise level of a measurement, from the measurement alone: ``--sigma auto``."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .errors import FlowmendError
+from .operators import LinearOperator
+from .pixels import quantisation_sigma
+from .prior import GaussianPrior
+
+__all__ = ["differences_sigma", "estimate_sigma"]
+
+CHUNK = 256
+LARGEST_BLOCK = 1024
+"""Most measurements that are decomposed together."""
+WHITE_SHARE = 1.4
+"""How many times its smallest eigenvalue is taken off a covariance; chosen on validation faces."""
+FEWEST_DIFFERENCES = 16
+NORMAL_QUARTILE = 0.6744897501960817
+"""Median of |n| of a standard normal n."""
+
+
+@torch.no_grad()
+def estimate_sigma(
+    y: Tensor,
+    operator: LinearOperator,
+    gaussian: GaussianPrior | None,
+    white: float = WHITE_SHARE,
+) -> Tensor:
+    """Standard deviation of white Gaussian noise in measurements, of every image on its own.
+
+    The maximum over sigma of the marginal likelihood, ``y ~ N(A mean, s A C' A' + sigma^2 I)``,
+    with the contrast s of the image unknown as well. Noise shows in directions that the operator
+    or the prior leave nearly empty, so any linear operator will do; the error grows as these get
+    fewer (``benchmarks/results/sigma_auto.md`` has it for each task). The likelihood is that of
+    blocks of at most :data:`LARGEST_BLOCK` neighbouring measurements, multiplied as if they were
+    independent; one eigendecomposition of every block serves the batch. Measurements that no image
+    can change (those that :class:`~flowmend.operators.Mask` hides) are left out. Of a measurement
+    clipped to [0, 1] the noise found is what clipping left, which is less than was added.
+
+    C' is the prior's covariance less ``white`` times its smallest eigenvalue: a fit on reduced
+    bits adds as much to every direction, which images do not have and noise does.
+
+    Sources: Bayesian interpolation (MacKay, 1992), https://doi.org/10.1162/neco.1992.4.3.415, for
+    evidence maximisation; An overview of composite likelihood methods (Varin et al., 2011),
+    https://www.jstor.org/stable/24309261, for the product of blocks.
+
+    Args:
+        y: Measurements (B, ...) of A x on the [0, 1] scale, without the operator's offset.
+        operator: Anything with ``A``.
+        gaussian: The Gaussian prior; None takes :func:`differences_sigma`.
+        white: How many times the smallest eigenvalue counts as absent from images.
+
+    Returns:
+        Shape (B,), at least the rounding of an 8-bit file, in y's precision.
+
+    Raises:
+        FlowmendError: If there is no Gaussian and the measurements are no picture, or the
+            operator measures nothing.
+    """
+    if gaussian is None:
+        return differences_sigma(y, operator)
+    size, shape = gaussian.dimensions, gaussian.shape
+    root = gaussian.whitening.unwhitening.detach().cpu()
+    taken = _apply(operator, root.reshape(size, *shape))  # C^(1/2) A', (D, m)
+    rows = _apply(operator, torch.eye(size, dtype=root.dtype).reshape(size, *shape))  # A'
+    lost = white * _smallest_variance(gaussian)
+    seen = (rows != 0).any(0)
+    if not bool(seen.any()):
+        raise FlowmendError("The operator makes nothing of any image: there is no noise to find.")
+    residual = y.detach().cpu().double() - operator.A(gaussian.mean.detach().cpu().double()[None])
+    residual = residual.flatten(1)
+    variances, energies = [], []
+    blocks = [block[seen[block]] for block in _blocks(tuple(y.shape[1:]))]
+    for block in filter(len, blocks):
+        inside, identity = taken[:, block].double(), rows[:, block].double()
+        covariance = inside.T @ inside - lost * (identity.T @ identity)
+        values, vectors = torch.linalg.eigh(covariance)
+        variances.append(values.clamp_min(0.0))
+        energies.append((residual[:, block] @ vectors).square())
+    sigma = _likeliest_sigma(torch.cat(variances), torch.cat(energies, dim=1))
+    return sigma.clamp_min(quantisation_sigma()).to(y)
+
+
+def _apply(operator: LinearOperator, images: Tensor) -> Tensor:
+    """A of many images (N, C, H, W), a few at a time: (N, m)."""
+    return torch.cat([operator.A(part).flatten(1) for part in images.split(CHUNK)])
+
+
+def _smallest_variance(gaussian: GaussianPrior, steps: int = 60) -> float:
+    """The smallest eigenvalue of the covariance, by power iteration on its inverse root."""
+    matrix = gaussian.whitening.matrix.detach().cpu()
+    vector = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0)).to(matrix)
+    for _ in range(steps):
+        vector = matrix @ (vector / vector.norm())
+    return float(vector.norm()) ** -2
+
+
+def _blocks(shape: tuple[int, ...]) -> list[Tensor]:
+    """Flat indices of measurements in blocks of equal size: tiles of a picture, runs of a list.
+
+    The channels of a pixel stay together where a block can hold them.
+    """
+    waiting = [torch.arange(math.prod(shape)).reshape(shape)]
+    done = []
+    while waiting:
+        block = waiting.pop()
+        if block.numel() <= LARGEST_BLOCK:
+            done.append(block.flatten())
+            continue
+        sides = block.shape[1:] if block.ndim > 2 and max(block.shape[1:]) > 1 else block.shape
+        longest = max(range(len(sides)), key=lambda index: sides[index])
+        waiting.extend(block.tensor_split(2, dim=longest + block.ndim - len(sides)))
+    return done
+
+
+def _likeliest_sigma(variances: Tensor, energies: Tensor) -> Tensor:
+    """The sigma, shape (B,), that maximises the likelihood of independent normal values.
+
+    Value k of image i has mean 0 and variance ``s_i variances[k] + sigma_i^2``. With the ratio
+    ``rho = sigma^2 / s`` given, the best s is a mean; rho is found on a grid of steps of 7 percent
+    and a parabola through the best three.
+
+    Args:
+        variances: Shape (n,).
+        energies: Squares of the values, (B, n).
+    """
+    energies = energies.clamp_min(1e-30)
+    scale = float(variances.max()) or 1.0
+    grid = torch.linspace(math.log(1e-11 * scale), math.log(1e6 * scale), 600).double()
+    spread = variances + grid.exp()[:, None]  # (R, n)
+    contrast = energies @ spread.reciprocal().T / len(variances)  # (B, R)
+    value = -0.5 * (contrast.log() + spread.log().mean(1))
+    best = value.argmax(1, keepdim=True).clamp(1, len(grid) - 2)
+    left, middle, right = (value.gather(1, best + step)[:, 0] for step in (-1, 0, 1))
+    bend = left - 2.0 * middle + right
+    shift = torch.where(bend < 0, 0.5 * (left - right) / bend.clamp_max(-1e-300), 0.0)
+    ratio = (grid[best[:, 0]] + shift.clamp(-1.0, 1.0) * (grid[1] - grid[0])).exp()
+    contrast = (energies / (variances + ratio[:, None])).mean(1)
+    return (contrast * ratio).sqrt()
+
+
+@torch.no_grad()
+def differences_sigma(y: Tensor, operator: LinearOperator) -> Tensor:
+    """Standard deviation of the noise of pictures, from the finest diagonal differences.
+
+    The median of ``|a - b - c + d| / 2`` over all squares of four neighbouring pixels, by what it
+    is for a standard normal; no prior is needed. Valid for measurements that are pictures, with
+    noise of their own in every pixel: denoise, deblur, inpaint (squares without a hidden pixel),
+    colorize, upscale. The picture's own texture counts as noise where it is not blurred away.
+
+    Source: Ideal spatial adaptation by wavelet shrinkage (Donoho and Johnstone, 1994),
+    https://doi.org/10.1093/biomet/81.3.425
+
+    Args:
+        y: Measurements (B, C, H, W).
+        operator: Anything with ``A``; without a ``shape`` no pixel counts as hidden.
+
+    Returns:
+        Shape (B,), at least the rounding of an 8-bit file.
+
+    Raises:
+        FlowmendError: If the measurements are no picture, or too little of it is known.
+    """
+    if y.ndim != 4:
+        raise FlowmendError(
+            "Without a Gaussian in the prior the noise level can only be estimated from pictures, "
+            "and these measurements are none: give sigma."
+        )
+    seen = torch.ones(y.shape[1:], dtype=torch.bool, device=y.device)
+    if (shape := getattr(operator, "shape", None)) is not None:
+        probe = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(y)
+        seen = (operator.A(probe) != 0).any(0)  # (C, H, W)
+    known = seen[:, :-1, :-1] & seen[:, :-1, 1:] & seen[:, 1:, :-1] & seen[:, 1:, 1:]
+    if int(known.sum()) < FEWEST_DIFFERENCES:
+        raise FlowmendError(
+            "Too little of the picture is known to estimate its noise level without a Gaussian in "
+            "the prior: give sigma."
+        )
+    difference = 0.5 * (y[..., :-1, :-1] - y[..., :-1, 1:] - y[..., 1:, :-1] + y[..., 1:, 1:])
+    sigma = difference[:, known].abs().median(1).values / NORMAL_QUARTILE
+    return sigma.clamp_min(quantisation_sigma())

@@ -1,0 +1,142 @@
+"""The table of the named tasks, for command line, benchmarks and documentation alike.
+
+A new task is a function that builds its operator and a line in :data:`TASKS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .errors import FlowmendError
+from .kernels import parse_kernel, parse_mask, parse_measurements
+from .operators import Blur, Downsample, Grey, Identity, LinearOperator, Mask, Sense
+
+__all__ = ["TASKS", "Shape", "TaskOptions", "TaskSpec"]
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user may say about a task; None takes the task's default."""
+
+    sigma: float | str | None = None
+    kernel: str | Tensor | None = None
+    boundary: str | None = None
+    mask: str | Tensor | None = None
+    scale: int | None = None
+    measurements: int | float | str | None = None
+    noise: str | None = None
+    peak: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A line of the table of tasks.
+
+    Args:
+        name: Its name on the command line.
+        title: What it does, in a sentence.
+        build: From image shape and options to the operator.
+        options: Names of the options, besides sigma, that mean something to it.
+        sigma: Default standard deviation of the noise, on the [0, 1] scale.
+        presets: For each method, the settings of :func:`~flowmend.solver.solve` the paper gives,
+            brought to the [0, 1] scale.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Shape, TaskOptions], LinearOperator]
+    options: tuple[str, ...] = ()
+    sigma: float = 0.0
+    presets: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Identity(shape)
+
+
+def _deblur(shape: Shape, options: TaskOptions) -> LinearOperator:
+    kernel = parse_kernel("box:3" if options.kernel is None else options.kernel)
+    return Blur(shape, kernel, options.boundary or "reflect")
+
+
+def _inpaint(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Mask(shape, parse_mask("center:0.4" if options.mask is None else options.mask, shape))
+
+
+def _colorize(shape: Shape, options: TaskOptions) -> LinearOperator:
+    if shape[0] == 1:
+        raise FlowmendError("Colourisation needs a prior of colour images; this one knows grey.")
+    return Grey(shape)
+
+
+def _upscale(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Downsample(shape, 2 if options.scale is None else options.scale)
+
+
+def _sense(shape: Shape, options: TaskOptions) -> LinearOperator:
+    size = shape[0] * shape[1] * shape[2]
+    given = max(1, size // 4) if options.measurements is None else options.measurements
+    return Sense(shape, parse_measurements(given, size))
+
+
+def _paper(alpha: float, csgm: float, glowip: float, copies: int = 1) -> dict:
+    """The paper's alpha and gammas, which hold on [-1, 1] and for ``copies`` of every value."""
+    return {
+        "likelihood": {"weight": alpha / 2 / copies},
+        "csgm": {"weight": csgm / 4 / copies},
+        "glowip": {"weight": glowip / 4 / copies},
+    }
+
+
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        TaskSpec(
+            "denoise",
+            "Remove noise, Gaussian of standard deviation --sigma or another --noise",
+            _denoise,
+            sigma=0.1,
+            presets=_paper(alpha=0.05, csgm=0.1, glowip=0.1),
+        ),
+        TaskSpec(
+            "deblur",
+            "Undo a blur by a known --kernel",
+            _deblur,
+            options=("kernel", "boundary"),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+        ),
+        TaskSpec(
+            "inpaint",
+            "Fill what a --mask hides",
+            _inpaint,
+            options=("mask",),
+            presets=_paper(alpha=0.002, csgm=0.01, glowip=0.0),
+        ),
+        TaskSpec(
+            "colorize",
+            "Give a grey image its colours",
+            _colorize,
+            # The paper's code compares three copies of the grey image.
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0, copies=3),
+        ),
+        TaskSpec(
+            "upscale",
+            "Enlarge an image --scale times",
+            _upscale,
+            options=("scale",),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+        ),
+        TaskSpec(
+            "sense",
+            "Recover an image from few random measurements",
+            _sense,
+            options=("measurements",),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+        ),
+    )
+}
+"""Named tasks. Of the paper: denoise, deblur, inpaint, colorize; upscale and sense are ours."""
