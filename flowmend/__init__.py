@@ -12,7 +12,7 @@ from .flow import FlowConfig, MultiscaleFlow, VelocityConfig, build_flow, build_
 from .methods import METHODS
 from .metrics import psnr, ssim
 from .objective import Objective
-from .operators import LinearOperator
+from .operators import FunctionOperator, LinearOperator
 from .prior import FlowPrior, GaussianPrior, Prior
 from .provenance import package_version
 from .restoration import restore
@@ -31,6 +31,7 @@ __all__ = [
     "FlowConfig",
     "FlowPrior",
     "FlowmendError",
+    "FunctionOperator",
     "GaussianPrior",
     "LinearOperator",
     "MultiscaleFlow",

@@ -10,6 +10,7 @@ from .prior import GaussianPrior
 
 __all__ = ["bm3d", "lmmse", "pinv"]
 
+
 def pinv(y: Tensor, operator: LinearOperator) -> Tensor:
     """The pseudo-inverse A^+ y: images (B, C, H, W)."""
     return operator.A_dagger(y)

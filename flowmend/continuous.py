@@ -21,6 +21,7 @@ from .flow import (
 )
 from .pixels import centre, dequantise, uncentre
 from .prior import GaussianPrior, Prior
+from .stationary import StationaryGaussian
 
 __all__ = ["ContinuousPrior"]
 
@@ -35,6 +36,8 @@ class ContinuousPrior(Prior):
         card: Facts about the training, for people.
         evaluations: Evaluations of the network along a path between image and latent, a multiple
             of 4: fewer are faster, more are more exact.
+        stationary: A Gaussian of any size fitted to the same images, which lets a measurement
+            guide the network (see :mod:`flowmend.guided`).
 
     Raises:
         FlowmendError: If the network does not know such images, the Gaussian knows others, or
@@ -48,6 +51,7 @@ class ContinuousPrior(Prior):
         gaussian: GaussianPrior | None = None,
         card: dict | None = None,
         evaluations: int = EVALUATIONS,
+        stationary: StationaryGaussian | None = None,
     ) -> None:
         super().__init__()
         shape = velocity.config.shape if shape is None else tuple(shape)
@@ -56,6 +60,7 @@ class ContinuousPrior(Prior):
             raise FlowmendError(f"A Gaussian of {gaussian.shape} is no prior of {shape}.")
         self.flow = ContinuousFlow(velocity, shape, velocity.config.sigma_data, evaluations)
         self.gaussian = gaussian
+        self.stationary = None if stationary is None else stationary.at_size(*shape[1:])
         self.card = dict(card or {})
         self.centre = Centre()
 
@@ -89,7 +94,9 @@ class ContinuousPrior(Prior):
         """
         gaussian = self.gaussian if tuple(shape) == self.shape else None
         evaluations = self.flow.evaluations if evaluations is None else evaluations
-        twin = ContinuousPrior(self.velocity, shape, gaussian, self.card, evaluations)
+        twin = ContinuousPrior(
+            self.velocity, shape, gaussian, self.card, evaluations, self.stationary
+        )
         return twin.train(self.training)
 
     def at_precision(self, precision: str) -> "ContinuousPrior":
@@ -111,7 +118,7 @@ class ContinuousPrior(Prior):
         Args:
             x: Images.
             generator: Source of the random signs that estimate the log-determinant of more than
-                256 values; None takes the same signs always. See
+                64 values; None takes the same signs always. See
                 :meth:`flowmend.flow.ContinuousFlow.encode`.
         """
         x, first = self.centre.encode(x)
@@ -131,7 +138,7 @@ class ContinuousPrior(Prior):
     def log_prob(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Log-density, shape (B,), nats, of images x (B, C, H, W) in [0, 1].
 
-        Of more than 256 values an estimate without bias; for ``generator`` see :meth:`encode`.
+        Of more than 64 values an estimate without bias; for ``generator`` see :meth:`encode`.
         """
         z, logdet = self.encode(x, generator)
         return standard_normal_log_prob(z) + logdet

@@ -20,6 +20,7 @@ from .metrics import psnr
 from .pixels import centre, dequantise, from_bytes
 from .prior import GaussianPrior
 from .recipes import MatchingRecipe
+from .stationary import StationaryGaussian
 from .training import LARGEST_GAUSSIAN, Progress, TrainingRun
 from .weights import add_to_card
 
@@ -29,6 +30,8 @@ SIGMA = 25.0 / 255.0
 """Noise of the held-out images that are denoised, on the [0, 1] scale."""
 HELD_OUT = 512
 """Crops that are held out."""
+CROPS = 4096
+"""Crops that the stationary Gaussian is fitted to."""
 CHECKPOINT_SECONDS = 300.0
 SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 20, 2**16
 SCORED_PIXELS = 2**14
@@ -139,8 +142,20 @@ class MatchingRun(TrainingRun):
         if self.whole and config.dimensions <= LARGEST_GAUSSIAN:
             self.gaussian = self._fit_gaussian(progress)
         self.held = validation if self.whole else self._held_out_crops()
+        self.stationary = self._fit_stationary()
         velocity = build_velocity(config, seed)
-        self._begin(ContinuousPrior(velocity, None, self.gaussian).to(self.device))
+        prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
+        self._begin(prior.to(self.device))
+
+    def _fit_stationary(self) -> StationaryGaussian:
+        """The stationary Gaussian of the training images, or of crops of them."""
+        if self.whole:
+            parts = [from_bytes(part) for part in self.images.split(512)]
+            return StationaryGaussian.fit([p for part in parts for p in (part, part.flip(-1))])
+        generator, count = generator_at(self.seed, 7), max(2, min(CROPS, len(self.owner)))
+        owners = self.owner[torch.randint(len(self.owner), (count,), generator=generator)]
+        crops = [random_crop(self.images[i], self.config.crop, generator) for i in owners.tolist()]
+        return StationaryGaussian.fit(from_bytes(torch.stack(crops)).split(512))
 
     def _held_out_crops(self) -> Tensor:
         """Crops uint8 of the held-out images, in turn, at random places that the seed fixes."""
@@ -173,7 +188,9 @@ class MatchingRun(TrainingRun):
         self.seconds = state.get("seconds", 0.0)
 
     def kept(self, card: dict | None = None) -> ContinuousPrior:
-        return ContinuousPrior(self.flow.velocity, None, self.gaussian, card)
+        return ContinuousPrior(
+            self.flow.velocity, None, self.gaussian, card, stationary=self.stationary
+        )
 
     def loss(self, chosen: Tensor, noise: torch.Generator) -> Tensor:
         """Mean :func:`matching_loss` of a batch, each image, or crop of one, at its own time."""

@@ -18,9 +18,10 @@ class GaussianPosterior:
     """``p(x | y) = N(mean(y), L L')`` for ``x ~ N(m, C)`` and ``y = A x + sigma n``.
 
     With ``x = m + C^(1/2) u`` the precision of u is ``I + B B' / sigma^2`` for ``B' = A C^(1/2)``;
-    its Cholesky factor R gives ``L = C^(1/2) R^-T``. So ``x = mean(y) + L w`` with white w is what the
-    measurement and the Gaussian know, and leaves to an optimiser a well-scaled problem, whatever
-    the operator. L does not depend on y: one factorisation serves any number of measurements.
+    its Cholesky factor R gives ``L = C^(1/2) R^-T``. So ``x = mean(y) + L w`` with white w is what
+    the measurement and the Gaussian know, and leaves to an optimiser a well-scaled problem,
+    whatever the operator. L does not depend on y: one factorisation serves any number of
+    measurements.
 
     Args:
         mean: Mean image m, shape (C, H, W).

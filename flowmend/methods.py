@@ -10,6 +10,7 @@ from .objective import Objective, latent_norm, likelihood, map_estimate
 
 __all__ = ["METHODS", "Method", "default_settings", "find_method"]
 
+
 @dataclass(frozen=True)
 class Method:
     """A line of the table of methods.

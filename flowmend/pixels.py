@@ -16,6 +16,7 @@ __all__ = [
     "floor_to_bytes",
     "from_bytes",
     "grid",
+    "on_byte_grid",
     "quantisation_sigma",
     "reduce_bits",
     "round_to_bytes",
@@ -55,6 +56,12 @@ def round_to_bytes(x: Tensor) -> Tensor:
 def quantisation_sigma(bits: int = 8) -> float:
     """Standard deviation, on the [0, 1] scale, of the rounding error of a ``bits``-bit image."""
     return 1.0 / ((2**bits - 1) * math.sqrt(12.0))
+
+
+def on_byte_grid(y: Tensor) -> Tensor:
+    """Which of a batch (B, ...) hold levels of 8 bits only, as pictures from files do: (B,)."""
+    levels = 255.0 * y.flatten(1)
+    return ((levels - levels.round()).abs() < 1e-3).all(1)
 
 
 def dequantise(x: Tensor, bits: int, generator: torch.Generator | None = None) -> Tensor:

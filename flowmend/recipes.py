@@ -58,10 +58,15 @@ class Recipe:
 
     def rate(self, step: int, steps: float) -> float:
         """Learning rate of a step out of ``steps``."""
-        factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        warmup = self._warmup(steps)
+        factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
         if self.cosine:
             factor *= 0.5 * (1.0 + math.cos(math.pi * step / steps))
         return self.learning_rate * factor
+
+    def _warmup(self, steps: float) -> float:
+        """Steps of warm-up in a run of so many."""
+        return self.warmup
 
     def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.AdamW:
         """AdamW for a module's parameters, on their device."""
@@ -110,11 +115,13 @@ class MatchingRecipe(Recipe):
         minutes: Training ends after so many minutes, the learning rate falling with the clock
             where that is faster than with the steps; 0 for no limit. Two runs with a limit
             differ, and a resumed one goes on with the minutes that are left.
+
+    The warm-up takes no more than a twentieth of the steps.
     """
 
     epochs: int = 40
     batch: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     warmup: int = 200
@@ -125,6 +132,9 @@ class MatchingRecipe(Recipe):
         super().__post_init__()
         if not self.minutes >= 0 or not math.isfinite(self.minutes):
             raise FlowmendError("The minutes of training must be a number of at least 0.")
+
+    def _warmup(self, steps: float) -> float:
+        return min(self.warmup, steps / 20.0)
 
 
 RECIPES: dict[str, Recipe] = {

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .continuous import ContinuousPrior
 from .methods import default_settings, find_method
 from .noise import Gaussian, SaltAndPepper, known_pixels
 from .operators import LinearOperator
@@ -112,14 +113,15 @@ def restore(
     if task.noise is None:
         sigma = estimate_sigma(moved, task.operator, getattr(prior, "gaussian", None))
         return _at_levels(moved, task, prior, sigma, options)
-    if not isinstance(task.noise, Gaussian) and find_method(method).whitened:
-        noise = task.noise
-
-        def data_term(measured: Tensor, y: Tensor) -> Tensor:
-            return noise.negative_log_likelihood(measured + offset, y + offset)
-
-        options["data_term"] = data_term
-    return solve(moved, task.operator, prior, sigma=task.sigma, **options)
+    if isinstance(task.noise, Gaussian):
+        return solve(moved, task.operator, prior, sigma=task.sigma, **options)
+    noise = task.noise
+    if find_method(method).whitened and not isinstance(prior, ContinuousPrior):
+        options["data_term"] = lambda measured, y: noise.negative_log_likelihood(
+            measured + offset, y + offset
+        )
+    sigma = noise.variance(y).flatten(1).mean(1).sqrt()
+    return _at_levels(moved, task, prior, sigma, options)
 
 
 def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
@@ -153,7 +155,15 @@ def _settings(
 def _at_levels(
     y: Tensor, task: Task, prior: Prior, sigma: Tensor, options: dict[str, object]
 ) -> Solution:
-    """Restores images of different noise levels, those of nearly the same one together."""
+    """Restores images of different noise levels, those of nearly the same one together.
+
+    Args:
+        y: Measurements (B, ...), the offset taken off.
+        task: The task.
+        prior: The prior.
+        sigma: Standard deviation of the noise of every image (B,).
+        options: Of :func:`~flowmend.solver.solve`.
+    """
     floor = quantisation_sigma()
     groups: dict[int, list[int]] = {}
     for index, level in enumerate(sigma.tolist()):

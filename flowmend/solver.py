@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from . import baselines
+from .continuous import ContinuousPrior
 from .errors import FlowmendError
+from .inference import Request, infer
 from .latent import Observe, minimise, start_latents
 from .methods import Method, default_settings, find_method
 from .operators import LinearOperator
-from .pixels import quantisation_sigma
 from .prior import FlowPrior, Prior
 from .solution import Solution
-from .whitened import DataTerm, Whitened, fast_map, variational
+from .whitened import DataTerm
 
 __all__ = ["default_method", "solve"]
 
@@ -23,10 +24,13 @@ Progress = Callable[[int, int, str], None]
 
 
 def default_method(prior: Prior) -> str:
-    """The method that suits a prior: ``fast-map`` where a flow holds a Gaussian.
+    """The method that suits a prior.
 
-    Without one it is the paper's, ``likelihood``.
+    ``posterior`` for a continuous flow, ``fast-map`` for a coupling flow that holds a Gaussian,
+    and for one without it the paper's, ``likelihood``.
     """
+    if isinstance(prior, ContinuousPrior):
+        return "posterior"
     if isinstance(prior, FlowPrior) and prior.gaussian is not None:
         return "fast-map"
     return "likelihood"
@@ -119,14 +123,26 @@ def solve(
         for name, value in (("weight", weight), ("start", start), ("cosine", cosine)):
             if value is not None:
                 raise FlowmendError(f"The method {method} takes no {name}: noise is its weight.")
-        quick = prior.at_precision(precision).with_memory(memory)
-        problem = _whitened(y, operator, quick, method, sigma, data_term, generator)
-        search = {
-            "steps": chosen.steps if steps is None else steps,
-            "learning_rate": chosen.learning_rate if learning_rate is None else learning_rate,
-        }
-        _check_search(search)
-        solution = _search(problem, method, search | {"sigma": sigma}, samples, progress, observe)
+        _check_search(
+            1 if steps is None else steps, 1.0 if learning_rate is None else learning_rate
+        )
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        request = Request(
+            y,
+            operator,
+            chosen,
+            sigma,
+            steps,
+            learning_rate,
+            precision,
+            memory,
+            data_term,
+            samples,
+            generator,
+            progress,
+            observe,
+        )
+        solution = infer(request, prior)
         solution.seconds = time.monotonic() - begun
         return solution
     if chosen.objective is None:
@@ -144,7 +160,7 @@ def solve(
     given = {"steps": steps, "learning_rate": learning_rate, "weight": weight, "cosine": cosine}
     settings |= {name: value for name, value in given.items() if value is not None}
     settings |= {"sigma": sigma, "precision": precision}
-    _check_search(settings)
+    _check_search(settings["steps"], settings["learning_rate"])
     objective = chosen.objective(settings["weight"], sigma)
     if isinstance(settings["start"], str) and settings["start"] == "lmmse":
         with torch.no_grad():
@@ -178,63 +194,11 @@ def solve(
     return Solution(x, z, trace, status, time.monotonic() - begun, method, settings)
 
 
-def _check_search(settings: dict) -> None:
-    if settings["steps"] < 1:
-        raise FlowmendError(f"The number of steps must be at least 1, not {settings['steps']}.")
-    if not (0 < settings["learning_rate"] < math.inf):
+def _check_search(steps: int, learning_rate: float) -> None:
+    if steps < 1:
+        raise FlowmendError(f"The number of steps must be at least 1, not {steps}.")
+    if not (0 < learning_rate < math.inf):
         raise FlowmendError("The learning rate must be a number above 0.")
-
-
-def _whitened(
-    y: Tensor,
-    operator: LinearOperator,
-    prior: Prior,
-    method: str,
-    sigma: float,
-    data_term: DataTerm | None,
-    generator: torch.Generator | None,
-) -> Whitened:
-    """The batch in whitened coordinates; noise below the rounding of 8 bits counts as rounding."""
-    if not isinstance(prior, FlowPrior) or prior.gaussian is None:
-        raise FlowmendError(
-            f"The method {method} starts from a Gaussian fitted to the training images, and this "
-            "prior holds none: use --method likelihood --start small."
-        )
-    level = max(sigma, quantisation_sigma())
-
-    def gaussian(measured: Tensor, y: Tensor) -> Tensor:
-        return (measured - y).square().flatten(1).sum(1) / (2.0 * level**2)
-
-    return Whitened(
-        y.to(prior.gaussian.mean),
-        operator,
-        prior,
-        prior.gaussian.posterior(operator, level),
-        data_term or gaussian,
-        exact=sigma <= quantisation_sigma() and data_term is None,
-        generator=torch.Generator().manual_seed(0) if generator is None else generator,
-    )
-
-
-def _search(
-    problem: Whitened,
-    method: str,
-    settings: dict[str, object],
-    samples: int,
-    progress: Progress | None,
-    observe: Observe | None,
-) -> Solution:
-    options = {name: settings[name] for name in ("steps", "learning_rate")}
-    options |= {"progress": progress, "observe": observe}
-    std = draws = None
-    if method == "fast-map":
-        x, trace, status = fast_map(problem, **options)
-    else:
-        found = variational(problem, samples=samples, **options)
-        x, trace, status = found.x, found.trace, found.status
-        std, draws = found.std, found.samples.clamp(0.0, 1.0)
-    x = torch.where(torch.isfinite(x), x, problem.first).clamp(0.0, 1.0)
-    return Solution(x, None, trace, status, 0.0, method, settings, std, draws)
 
 
 def _closed_form(

@@ -14,6 +14,7 @@ from .task_table import TASKS, Shape, TaskOptions, TaskSpec
 
 __all__ = ["TASKS", "Task", "TaskSpec", "make_task", "parse_kernel", "parse_mask"]
 
+
 class Task:
     """A task on images of one shape: the operator, the noise and the paper's settings.
 

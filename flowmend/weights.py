@@ -21,6 +21,7 @@ from .errors import FlowmendError
 from .files import atomic_path, writing
 from .flow import FlowConfig, MultiscaleFlow, VelocityConfig, VelocityNet, Whitening
 from .prior import FlowPrior, GaussianPrior
+from .stationary import StationaryGaussian
 
 __all__ = ["FORMAT", "add_to_card", "find_weights", "load_prior", "save_prior", "shipped_priors"]
 
@@ -119,6 +120,10 @@ def save_prior(
         tensors["gaussian.mean"] = prior.gaussian.mean.detach().cpu().float()
         triangle = pack_symmetric(prior.gaussian.whitening.matrix.detach().cpu())
         tensors["gaussian.whitening"] = triangle.to(torch.float16)
+    stationary = getattr(prior, "stationary", None)
+    if stationary is not None:
+        tensors["stationary.mean"] = stationary.mean.detach().cpu().float()
+        tensors["stationary.spectrum"] = stationary.spectrum.detach().cpu().float()
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise FlowmendError(f"The weights '{key}' are not finite: refusing to save them.")
@@ -195,6 +200,15 @@ def _gaussian(
     return gaussian
 
 
+def _stationary(tensors: dict[str, Tensor], path: Path) -> StationaryGaussian | None:
+    if not any(key.startswith("stationary.") for key in tensors):
+        return None
+    try:
+        return StationaryGaussian(tensors["stationary.mean"], tensors["stationary.spectrum"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise FlowmendError(f"The stationary Gaussian in '{path}' is incomplete.") from error
+
+
 def load_prior(
     name: str | Path, device: str | torch.device = "cpu"
 ) -> FlowPrior | ContinuousPrior:
@@ -242,7 +256,7 @@ def load_prior(
     has_gaussian = any(key.startswith("gaussian.") for key in tensors)
     gaussian = _gaussian(tensors, config, path) if has_gaussian else None
     if kind == "continuous":
-        prior = ContinuousPrior(flow, None, gaussian, card)
+        prior = ContinuousPrior(flow, None, gaussian, card, stationary=_stationary(tensors, path))
     elif config.whiten and gaussian is None:
         raise FlowmendError(f"'{path}' lacks the Gaussian that its configuration needs.")
     else:

@@ -53,8 +53,8 @@ class Whitened:
         prior: The flow; its ``gaussian`` is the one that ``posterior`` was made of.
         posterior: The Gaussian posterior of the operator and the noise.
         data_term: From (A x, y) to the negative log-likelihood (B,) of y, nats.
-        exact: Whether the measurement is known to the rounding of 8 bits, so that the result must
-            agree with it to that precision.
+        exact: Which measurements (B,) hold no noise, not even the rounding of 8 bits, so that the
+            result must agree with them.
         generator: Source of the dequantisation noise.
     """
 
@@ -63,7 +63,7 @@ class Whitened:
     prior: FlowPrior
     posterior: GaussianPosterior
     data_term: DataTerm
-    exact: bool
+    exact: Tensor
     generator: torch.Generator
     first: Tensor = field(init=False)
 
@@ -80,7 +80,7 @@ class Whitened:
         return self.first + self.posterior.colour(w)
 
     def normal(self) -> Tensor:
-        """Standard normal noise (1, D); the same for all images, so that none depends on others."""
+        """Standard normal noise (1, D), the same for all images: none depends on others."""
         noise = torch.randn(1, self.dimensions, generator=self.generator)
         return noise.to(self.first)
 
@@ -97,9 +97,10 @@ class Whitened:
     @torch.no_grad()
     def consistent(self, x: Tensor) -> Tensor:
         """Takes out of x what contradicts an exact measurement, by the Gaussian's gain."""
-        if not self.exact:
+        if not bool(self.exact.any()):
             return x
-        return x + self.posterior.gain(self.y - self.operator.A(x)).to(x)
+        kept = x + self.posterior.gain(self.y - self.operator.A(x)).to(x)
+        return torch.where(self.exact.to(x.device).view(-1, 1, 1, 1), kept, x)
 
 
 class _Descent:

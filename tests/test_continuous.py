@@ -27,7 +27,7 @@ from flowmend.errors import FlowmendError
 from flowmend.flow import ContinuousFlow, FlowConfig, VelocityConfig, build_flow, build_velocity
 from flowmend.flow import continuous as module
 from flowmend.prior import FlowPrior, GaussianPrior
-from flowmend.weights import FORMAT, load_prior, save_prior
+from flowmend.weights import load_prior, save_prior
 
 SHAPE = (1, 4, 6)
 SIZE = 24

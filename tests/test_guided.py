@@ -195,7 +195,9 @@ def test_forgetting_the_noise_ends_nearer_to_the_mean():
                 evaluations=40,
                 churn=churn,
                 normal=own_noise(),
-            ).std(0).mean()
+            )
+            .std(0)
+            .mean()
         )
         for churn in (0.0, 1.0)
     ]

@@ -69,8 +69,8 @@ def restore(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps. Default: the method's own (fast-map 20, posterior 40, the paper's methods "
-            "1500). A method of the paper takes longer strides where it has fewer."
+            help="Steps. Default: the method's own (fast-map 20, posterior 40, the paper's "
+            "methods 1500). A method of the paper takes longer strides where it has fewer."
         ),
     ] = None,
     weight: Annotated[
@@ -114,8 +114,8 @@ def restore(
 
     OUT receives a PNG of the same name for every input, and report.png: input, restored and
     reference side by side. With --method posterior it receives a folder of that name too, with
-    the standard deviation of every pixel (std.npy; std.png, where white is 0.2) and draws. A file that cannot be used is reported and the others are restored;
-    the exit code is then 1.
+    the standard deviation of every pixel (std.npy; std.png, where white is 0.2) and draws. A file
+    that cannot be used is reported and the others are restored; the exit code is then 1.
 
     Example: flowmend restore noisy/ --task denoise --sigma 0.1 --out clean/
     """
@@ -192,6 +192,8 @@ def restore(
             "weight": settings.get("weight"),
             "sigma": work.sigma,
             "noise": "gaussian" if work.noise is None else work.noise.name,
+            "peak": peak,
+            "share": share,
             "seed": seed,
             "precision": precision,
             "made_with": provenance(target),

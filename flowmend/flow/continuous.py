@@ -24,13 +24,10 @@ __all__ = ["EVALUATIONS", "EXACT_DIMENSIONS", "ContinuousFlow"]
 
 EVALUATIONS = 40
 """Evaluations of the velocity along a path."""
-EXACT_DIMENSIONS = 256
+EXACT_DIMENSIONS = 64
 """Up to this many values the trace is exact; above it is estimated with one random vector."""
 FINEST_ANGLE = 0.005
 """Noise angle, in radians, around which the grid of steps turns from even to geometric."""
-CHUNK = 64
-"""Directions of an exact trace that are computed at a time."""
-
 Rate = Callable[[Tensor], Tensor]
 
 
@@ -80,7 +77,7 @@ class ContinuousFlow(Bijection):
         Args:
             x: Images on the network's range.
             generator: Source of the random signs (Rademacher) that estimate the trace of more
-                than 256 values, drawn once and kept along the path, for each image anew. None
+                than 64 values, drawn once and kept along the path, for each image anew. None
                 takes the same fixed signs for every image: always the same answer.
         """
         u, logdet = self._carry(x / self.sigma_data, False, self._probe(x, generator))
@@ -162,4 +159,4 @@ def _with_trace(rate: Rate, u: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
 
     if len(probe) == 1:
         return value, form(probe[0])
-    return value, vmap(form, chunk_size=CHUNK)(probe).sum(0)
+    return value, vmap(form)(probe).sum(0)

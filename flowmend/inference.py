@@ -1,0 +1,165 @@
+"""Our own methods behind :func:`flowmend.solver.solve`: fast MAP and the posterior."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .continuous import ContinuousPrior
+from .errors import FlowmendError
+from .guided import Guidance, posterior
+from .methods import Method
+from .operators import Identity, LinearOperator
+from .pixels import on_byte_grid, quantisation_sigma
+from .prior import FlowPrior, Prior
+from .solution import Solution
+from .whitened import DataTerm, Observe, Progress, Whitened, fast_map, variational
+
+__all__ = ["Request", "infer"]
+
+EVALUATIONS = 20
+"""Evaluations of a continuous flow's network for each draw."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a method; the arguments of :func:`flowmend.solver.solve`."""
+
+    y: Tensor
+    operator: LinearOperator
+    method: Method
+    sigma: float
+    steps: int | None
+    learning_rate: float | None
+    precision: str
+    memory: str
+    data_term: DataTerm | None
+    samples: int
+    generator: torch.Generator
+    progress: Progress | None
+    observe: Observe | None
+
+    @property
+    def level(self) -> float:
+        """The noise level; what lies below the rounding of 8 bits counts as rounding."""
+        return max(self.sigma, quantisation_sigma())
+
+
+def infer(request: Request, prior: Prior) -> Solution:
+    """Solves with a coupling flow in whitened coordinates, with a continuous one by its denoiser.
+
+    Raises:
+        FlowmendError: If the prior cannot do what the method needs.
+    """
+    if isinstance(prior, ContinuousPrior):
+        return _guided(request, prior)
+    if isinstance(prior, FlowPrior) and prior.gaussian is not None:
+        return _whitened(request, prior)
+    raise FlowmendError(
+        f"The method {request.method.name} starts from a Gaussian fitted to the training images, "
+        "and this prior holds none: use --method likelihood --start small."
+    )
+
+
+def _solution(
+    request: Request,
+    x: Tensor,
+    instead: Tensor,
+    trace: dict[str, Tensor],
+    status: list[str],
+    settings: dict[str, object],
+    std: Tensor | None,
+    samples: Tensor | None,
+) -> Solution:
+    x = torch.where(torch.isfinite(x), x, instead).clamp(0.0, 1.0)
+    samples = None if samples is None else samples.clamp(0.0, 1.0)
+    settings = settings | {"sigma": request.sigma, "precision": request.precision}
+    return Solution(x, None, trace, status, 0.0, request.method.name, settings, std, samples)
+
+
+def _gaussian_noise(level: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def data_term(measured: Tensor, y: Tensor) -> Tensor:
+        return (measured - y).square().flatten(1).sum(1) / (2.0 * level**2)
+
+    return data_term
+
+
+def _exact(request: Request) -> Tensor:
+    """Which measurements (B,) hold no noise at all: none is declared, nor are they 8-bit."""
+    if request.sigma > 0 or request.data_term is not None:
+        return torch.zeros(len(request.y), dtype=torch.bool)
+    return ~on_byte_grid(request.y)
+
+
+def _whitened(request: Request, prior: FlowPrior) -> Solution:
+    problem = Whitened(
+        request.y.to(prior.gaussian.mean),
+        request.operator,
+        prior.at_precision(request.precision).with_memory(request.memory),
+        prior.gaussian.posterior(request.operator, request.level),
+        request.data_term or _gaussian_noise(request.level),
+        exact=_exact(request),
+        generator=request.generator,
+    )
+    settings = {
+        "steps": request.method.steps if request.steps is None else request.steps,
+        "learning_rate": request.learning_rate or request.method.learning_rate,
+    }
+    options = settings | {"progress": request.progress, "observe": request.observe}
+    if request.method.name == "fast-map":
+        x, trace, status = fast_map(problem, **options)
+        return _solution(request, x, problem.first, trace, status, settings, None, None)
+    found = variational(problem, samples=request.samples, **options)
+    return _solution(
+        request,
+        found.x,
+        problem.first,
+        found.trace,
+        found.status,
+        settings,
+        found.std,
+        found.samples,
+    )
+
+
+def _guided(request: Request, prior: ContinuousPrior) -> Solution:
+    if request.method.name != "posterior":
+        raise FlowmendError(
+            f"The method {request.method.name} needs a coupling flow; this prior is a continuous "
+            "one: use --method posterior."
+        )
+    for name, value in (
+        ("learning_rate", request.learning_rate),
+        ("data_term", request.data_term),
+    ):
+        if value is not None:
+            raise FlowmendError(f"With a continuous flow, posterior takes no {name}.")
+    if prior.stationary is None:
+        raise FlowmendError(
+            "This continuous flow holds no stationary Gaussian, by which measurements guide it: "
+            "train it again."
+        )
+    quick = prior.at_precision(request.precision)
+    covariance = prior.stationary.to(next(prior.parameters()))
+    guidance = Guidance(
+        request.y.to(covariance.mean),
+        request.operator,
+        request.level,
+        covariance,
+        identity=isinstance(request.operator, Identity),
+    )
+    settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
+    found = posterior(
+        guidance,
+        quick,
+        evaluations=settings["steps"],
+        draws=max(2, request.samples),
+        generator=request.generator,
+        progress=request.progress,
+        observe=request.observe,
+    )
+    mean = covariance.mean.expand_as(found.x)
+    return _solution(
+        request, found.x, mean, found.trace, found.status, settings, found.std, found.samples
+    )
