@@ -153,9 +153,12 @@ class GaussianPrior(Prior):
             sigma: Standard deviation of the noise on the [0, 1] scale, above 0.
         """
         kept = self._posterior
-        if kept is None or not kept.serves(operator, sigma):
+        if kept is None or not kept.serves(operator):
             root = self.whitening.unwhitening
-            self._posterior = kept = GaussianPosterior(self.mean, root, operator, sigma)
+            kept = GaussianPosterior(self.mean, root, operator, sigma)
+        elif kept.sigma != sigma:
+            kept = kept.at_noise(sigma)
+        self._posterior = kept
         return kept
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,9 @@ def test_the_gaussian_posterior_is_the_closed_form(task):
     assert torch.allclose(posterior.mean(y), mean, atol=1e-8)
     factor = posterior.colour(torch.eye(prior.dimensions).double()).flatten(1).T
     assert torch.allclose(factor @ factor.T, covariance, atol=1e-8)
+    other = posterior.at_noise(3 * sigma)
+    assert torch.allclose(other.mean(y), closed_form(prior, task, y, 3 * sigma)[0], atol=1e-8)
+    assert torch.allclose(posterior.mean(y), mean, atol=1e-8)
 
 
 def test_the_posterior_is_kept_and_made_anew_when_operator_or_noise_changes():
