@@ -33,7 +33,7 @@ HELD_OUT = 512
 CROPS = 4096
 """Crops that the stationary Gaussian is fitted to."""
 CHECKPOINT_SECONDS = 300.0
-SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 20, 2**16
+SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 32, 2**16
 SCORED_PIXELS = 2**14
 """Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
 

@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .gaussian import GaussianPosterior
 from .least_squares import HasAdjoint, conjugate_gradients
 from .solution import Posterior
 from .stationary import StationaryGaussian
@@ -67,6 +68,8 @@ class Guidance:
         sigma: Standard deviation of its noise on the [0, 1] scale, above 0.
         covariance: A stationary Gaussian of the images' size.
         identity: Whether A is the identity, for which no system need be solved.
+        gaussian: The posterior of a Gaussian that knows these images better than the stationary
+            one; draws begin there.
         steps: Most iterations of conjugate gradients.
         tolerance: An image's system is solved when its residual has shrunk by this factor.
     """
@@ -76,6 +79,7 @@ class Guidance:
     sigma: float
     covariance: StationaryGaussian
     identity: bool = False
+    gaussian: GaussianPosterior | None = None
     steps: int = 60
     tolerance: float = 1e-3
 
@@ -94,13 +98,17 @@ class Guidance:
         )
 
     def draw(self, normal: Normal) -> Tensor:
-        """Images (B, C, H, W) from the posterior under the stationary Gaussian itself.
+        """Images (B, C, H, W) from the posterior under a Gaussian alone.
 
-        A draw from the prior, moved by what its own measurement lacks to y (Matheron's rule).
+        Under the stationary one it is a draw from the prior, moved by what its own measurement
+        lacks to y (Matheron's rule).
 
         Args:
             normal: Draws standard normal noise of a tensor's shape.
         """
+        if self.gaussian is not None:
+            mean = self.gaussian.mean(self.y)
+            return mean + self.gaussian.colour(normal(mean.flatten(1)))
         gaussian = self.covariance
         like = gaussian.mean.expand(len(self.y), *gaussian.shape)
         x = gaussian.mean + gaussian.apply(normal(like), torch.sqrt)

@@ -142,12 +142,14 @@ def _guided(request: Request, prior: ContinuousPrior) -> Solution:
         )
     quick = prior.at_precision(request.precision)
     covariance = prior.stationary.to(next(prior.parameters()))
+    gaussian = prior.gaussian
     guidance = Guidance(
         request.y.to(covariance.mean),
         request.operator,
         request.level,
         covariance,
         identity=isinstance(request.operator, Identity),
+        gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
     found = posterior(

@@ -267,3 +267,50 @@ def test_what_is_not_finite_is_said_so():
     assert found.status[0] == "finished"
     assert found.status[1].startswith("not finite")
     assert bool(torch.isfinite(found.x[0]).all())
+
+
+def test_draws_begin_at_the_gaussian_that_knows_the_images_best():
+    from flowmend.gaussian import GaussianPosterior
+
+    prior, task = gaussian(), tasks()[3]
+    y = measured(task, 1).expand(4000, -1, -1, -1)
+    covariance = 2.0 * dense(prior)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
+    better = GaussianPosterior(prior.mean, root, task.operator, task.sigma)
+    found = guidance(task, prior, y, gaussian=better).draw(own_noise())
+    factor = better.colour(torch.eye(prior.mean.numel()).double()).flatten(1).T
+    std = (factor @ factor.T).diagonal().sqrt().reshape(SHAPE)
+    assert float((found.mean(0) - better.mean(y[:1])[0]).abs().max() / std.max()) < 0.1
+    assert float((found.std(0) / std).mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_continuous_prior_restores_through_the_same_call():
+    config = fm.VelocityConfig(widths=(8, 8), blocks=(1, 1), size=(8, 8))
+    x = smooth_images(40, 3, 8, 8).float()
+    stationary = StationaryGaussian.fit([x])
+    prior = fm.ContinuousPrior(fm.build_velocity(config, 0), stationary=stationary).eval()
+    for name in ("denoise", "inpaint", "colorize"):
+        task = fm.make_task(name, prior.shape)
+        y = task.measure(x[:2], torch.Generator().manual_seed(0))
+        solution = fm.restore(y, task, prior, steps=3, samples=3)
+        assert solution.method == "posterior"
+        assert solution.x.shape == (2, 3, 8, 8)
+        assert solution.samples.shape == (3, 2, 3, 8, 8)
+        assert bool(torch.isfinite(solution.x).all())
+        assert solution.status == ["finished", "finished"]
+    with pytest.raises(fm.FlowmendError, match="needs a coupling flow"):
+        fm.restore(y, task, prior, "fast-map")
+    bare = fm.ContinuousPrior(fm.build_velocity(config, 0))
+    with pytest.raises(fm.FlowmendError, match="holds no stationary Gaussian"):
+        fm.restore(y, task, bare)
+
+
+def test_the_stationary_gaussian_is_kept_in_the_weights_file(tmp_path):
+    config = fm.VelocityConfig(widths=(8,), blocks=(1,), crop=8)
+    stationary = StationaryGaussian.fit([smooth_images(20, 3, 8, 8).float()])
+    prior = fm.ContinuousPrior(fm.build_velocity(config, 0), stationary=stationary)
+    fm.save(tmp_path / "p.safetensors", prior)
+    found = fm.load(tmp_path / "p.safetensors")
+    assert torch.equal(found.stationary.spectrum, stationary.spectrum)
+    assert found.at_shape((3, 12, 10)).stationary.shape == (3, 12, 10)

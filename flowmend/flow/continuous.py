@@ -22,12 +22,13 @@ from .velocity import preconditioning
 
 __all__ = ["EVALUATIONS", "EXACT_DIMENSIONS", "ContinuousFlow"]
 
-EVALUATIONS = 40
+EVALUATIONS = 60
 """Evaluations of the velocity along a path."""
 EXACT_DIMENSIONS = 64
 """Up to this many values the trace is exact; above it is estimated with one random vector."""
-FINEST_ANGLE = 0.005
-"""Noise angle, in radians, around which the grid of steps turns from even to geometric."""
+FINEST_ANGLES = (0.005, 0.02)
+"""Noise angles from the image's end and from the latent's, in radians, within which steps are
+even; beyond, they grow with the distance from that end."""
 Rate = Callable[[Tensor], Tensor]
 
 
@@ -37,9 +38,12 @@ class ContinuousFlow(Bijection):
     The linear part of the velocity is solved exactly, the rest by Runge-Kutta steps of order 4 on
     a fixed grid. With ``u = c_in x_t``, the noise angle ``a = atan((1 - t) / (s t))`` from 0 at
     the image to pi/2 at the latent, and the residual F of :func:`preconditioning`, the path is
-    ``du/da = -F(u, t)``. The grid is ``a = a0 (exp(k y) - 1)`` with even steps of y: fine where
-    the noise is faint. The inverse takes the same steps backwards, so ``decode(encode(x))`` is x
-    up to the error of the steps, which falls with the fourth power of their number.
+    ``du/da = -F(u, t)``. Steps are even in y with ``dy/da`` as ``1 / (a + a0) + 1 / (pi/2 - a +
+    a1)``: fine at both ends, because directions along which images vary by much less or much more
+    than s change there. The inverse takes the same steps backwards, so ``decode(encode(x))`` is x
+    up to the error of the steps, which falls with the fourth power of their number: with 60
+    evaluations below 0.002 of the largest |x| for Gaussians as varied as photographs, whose
+    standard deviations along their axes lie between 0.002 and 20 (``tests/test_continuous.py``).
 
     Args:
         velocity: ``velocity(x_t, t)`` of points (B, C, H, W) at times (B,), both in [0, 1] x R.
@@ -113,7 +117,6 @@ class ContinuousFlow(Bijection):
     def _carry(self, u: Tensor, to_data: bool, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         """Takes scaled points u along the grid; without a probe the log-determinant is 0."""
         steps = self.evaluations // 4
-        growth = math.log1p(math.pi / 2 / FINEST_ANGLE)
         size = (-1.0 if to_data else 1.0) / steps
         logdet = u.new_zeros(len(u))
         for step in range(steps):
@@ -121,9 +124,7 @@ class ContinuousFlow(Bijection):
             slopes: list[tuple[Tensor, Tensor]] = []
             for offset in (0.0, 0.5, 0.5, 1.0):
                 point = u + offset * size * slopes[-1][0] if slopes else u
-                place = max(y + offset * size, 0.0)
-                angle = min(FINEST_ANGLE * math.expm1(growth * place), math.pi / 2)
-                speed = growth * (angle + FINEST_ANGLE)
+                angle, speed = _angle(y + offset * size)
                 slopes.append(self._slope(point, angle, speed, probe))
             first, second, third, fourth = slopes
             mean = [
@@ -148,6 +149,16 @@ class ContinuousFlow(Bijection):
         if probe is None:
             return rate(u), u.new_zeros(len(u))
         return _with_trace(rate, u, probe)
+
+
+def _angle(y: float) -> tuple[float, float]:
+    """The noise angle a at a place y of the grid, 0 at images and 1 at latents, and da/dy."""
+    near, far = FINEST_ANGLES
+    end = math.pi / 2 + far
+    growth = math.log((math.pi / 2 + near) * end / (near * far))
+    ratio = near / end * math.exp(growth * y)
+    angle = min(max((ratio * end - near) / (1.0 + ratio), 0.0), math.pi / 2)
+    return angle, growth / (1.0 / (angle + near) + 1.0 / (end - angle))
 
 
 def _with_trace(rate: Rate, u: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,8 @@ def _chosen(tuned: list[Cell]) -> list[str]:
     for cell in tuned:
         groups.setdefault((cell.entry, cell.task, cell.steps), []).append(cell)
     for (entry, task, steps), group in groups.items():
-        first = ENTRIES[entry].rates[0]
+        tried = {cell.job.learning_rate for cell in group}
+        first = next((rate for rate in ENTRIES[entry].rates if rate in tried), max(tried))
         weights = [cell for cell in group if cell.job.learning_rate == first]
         if not weights:
             continue

@@ -78,7 +78,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("bm3d", "BM3D", "bm3d", tasks=("denoise",)),
         Entry("csgm", "CSGM", "csgm", "random", grid=NORM_GRID),
         Entry("glowip", "GlowIP", "glowip", "zero", grid=NORM_GRID),
-        Entry("map", "MAP", "map", "small", tasks=("denoise",), grid=(0.25, 0.5, 1.0)),
+        Entry("map", "MAP", "map", "small", tasks=("denoise",), grid=(0.1, 0.25, 0.5, 1.0)),
         Entry("eq7", "Eq. 7 (the paper's)", "likelihood", "small", grid=LIKELIHOOD_GRID),
         Entry(
             "eq7-lmmse",
