@@ -20,6 +20,7 @@ import flowmend as fm
 from flowmend.continuous import ContinuousPrior
 from flowmend.data import load_folder
 from flowmend.device import default_precision
+from flowmend.inference import DRAWS
 from flowmend.pixels import from_bytes, quantisation_sigma
 from flowmend.provenance import provenance
 from flowmend.weights import find_weights, sha256_of
@@ -74,7 +75,7 @@ def measure(
     off = ((mean - x).abs() / std).double()
     if name == "inpaint":
         off = off[(task.operator.mask == 0).expand_as(off)]
-    draws = samples if isinstance(prior, ContinuousPrior) else None
+    draws = max(DRAWS, samples) if isinstance(prior, ContinuousPrior) else None
     psnr = fm.psnr(mean, x)
     return {
         "task": title,

@@ -18,8 +18,8 @@ from .whitened import DataTerm, Observe, Progress, Whitened, fast_map, variation
 
 __all__ = ["Request", "infer"]
 
-EVALUATIONS = 20
-"""Evaluations of a continuous flow's network for each draw."""
+EVALUATIONS, DRAWS = 10, 16
+"""Evaluations of a continuous flow's network for each draw, and draws to average at least."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,13 @@ def _guided(request: Request, prior: ContinuousPrior) -> Solution:
         guidance,
         quick,
         evaluations=settings["steps"],
-        draws=max(2, request.samples),
+        draws=max(DRAWS, request.samples),
         generator=request.generator,
         progress=request.progress,
         observe=request.observe,
     )
     mean = covariance.mean.expand_as(found.x)
+    samples = found.samples[: request.samples]
     return _solution(
-        request, found.x, mean, found.trace, found.status, settings, found.std, found.samples
+        request, found.x, mean, found.trace, found.status, settings, found.std, samples
     )

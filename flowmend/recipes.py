@@ -116,7 +116,7 @@ class MatchingRecipe(Recipe):
             where that is faster than with the steps; 0 for no limit. Two runs with a limit
             differ, and a resumed one goes on with the minutes that are left.
 
-    The warm-up takes no more than a twentieth of the steps.
+    The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
     """
 
     epochs: int = 40
@@ -134,7 +134,7 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The minutes of training must be a number of at least 0.")
 
     def _warmup(self, steps: float) -> float:
-        return min(self.warmup, steps / 20.0)
+        return min(self.warmup, max(20.0, steps / 20.0))
 
 
 RECIPES: dict[str, Recipe] = {

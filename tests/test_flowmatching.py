@@ -458,12 +458,13 @@ def test_steps_can_end_before_the_minutes(tmp_path):
     assert log_of(tmp_path)[-1]["learning_rate"] == pytest.approx(RECIPE.rate(11, 12))
 
 
-def test_warm_up_is_a_twentieth_of_the_run_at_most():
+def test_warm_up_is_a_twentieth_of_a_long_run_at_most():
     recipe = MatchingRecipe(learning_rate=1.0, warmup=100)
     assert recipe.rate(0, 100_000) == pytest.approx(0.01)
-    assert recipe.rate(0, 200) == pytest.approx(0.1)
-    assert recipe.rate(9, 200) == pytest.approx(1.0, abs=0.01)
-    assert recipe.rate(0, 10) == 1.0
+    assert recipe.rate(0, 1000) == pytest.approx(0.02)
+    assert recipe.rate(49, 1000) == pytest.approx(1.0, abs=0.01)
+    assert recipe.rate(0, 10) == pytest.approx(0.05)
+    assert dataclasses.replace(recipe, warmup=2).rate(1, 10_000) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("minutes", [-1.0, math.nan, math.inf])

@@ -314,3 +314,18 @@ def test_the_stationary_gaussian_is_kept_in_the_weights_file(tmp_path):
     found = fm.load(tmp_path / "p.safetensors")
     assert torch.equal(found.stationary.spectrum, stationary.spectrum)
     assert found.at_shape((3, 12, 10)).stationary.shape == (3, 12, 10)
+
+
+def test_denoising_is_one_evaluation_of_the_network():
+    prior = gaussian()
+    task = fm.make_task("denoise", SHAPE, sigma=0.1)
+    y = measured(task, 2)
+    found = posterior(
+        guidance(task, prior, y, identity=True),
+        prior,
+        evaluations=3,
+        draws=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    expected, _ = closed_form(prior, task.operator, 0.1, y)
+    assert torch.allclose(found.x, expected, atol=1e-8)
