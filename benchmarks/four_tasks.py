@@ -172,15 +172,21 @@ def render(arguments: argparse.Namespace) -> None:
     ]
     for (folder, images, prior, steps, seed), records in groups.items():
         made = records[-1]["made_with"]
+        runs: dict[str, dict[str, None]] = {}
+        for record in records:
+            place = f"{record['made_with']['commit']}, prior {record['prior_sha256'][:12]}"
+            runs.setdefault(record["made_with"]["command"], {})[place] = None
+        commands = [
+            f"`{command}` (commit {'; '.join(places)})" for command, places in runs.items()
+        ]
         page += [
             "",
             f"## {prior} on {images} faces of `{folder}`, {steps} steps",
             "",
             table(records),
             "",
-            f"Seed {seed}, prior sha256 {records[-1]['prior_sha256'][:12]}, commit "
-            f"{made['commit']}, torch {made['torch']}, {made['device']}, "
-            f"{records[-1]['precision']} coupling networks. `{made['command']}`",
+            f"Seed {seed}, torch {made['torch']}, {made['device']}, "
+            f"{records[-1]['precision']} coupling networks. {'; '.join(commands)}.",
         ]
     (ROOT / "docs" / "defaults.md").write_text("\n".join(page) + "\n")
     shown = next(key for key in groups if key[2] == "faces32")

@@ -32,8 +32,9 @@ def _check_options(
         raise FlowmendError(f"The method {method.name} is a closed form: it takes no --steps.")
     for name, value in (("weight", weight), ("start", start)):
         if value is not None and method.objective is None:
+            kind = "" if method.whitened else "is a closed form: it "
             raise FlowmendError(
-                f"The method {method.name} takes no --{name}; for the paper's solver add "
+                f"The method {method.name} {kind}takes no --{name}; for the paper's solver add "
                 "--method likelihood."
             )
 
