@@ -108,7 +108,8 @@ class ContinuousPrior(Prior):
         super().at_precision(precision)
         if precision == "float32":
             return self
-        twin = copy.deepcopy(self)
+        kept = () if self.gaussian is None else (self.gaussian,)
+        twin = copy.deepcopy(self, {id(module): module for module in kept})
         twin.velocity.network.to(torch.bfloat16)
         return twin
 

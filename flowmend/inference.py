@@ -1,6 +1,5 @@
 """Our own methods behind :func:`flowmend.solver.solve`: fast MAP and the posterior."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .guided import Guidance, posterior
 from .methods import Method
+from .noise import Gaussian
 from .operators import Identity, LinearOperator
 from .pixels import on_byte_grid, quantisation_sigma
 from .prior import FlowPrior, Prior
@@ -78,13 +78,6 @@ def _solution(
     return Solution(x, None, trace, status, 0.0, request.method.name, settings, std, samples)
 
 
-def _gaussian_noise(level: float) -> Callable[[Tensor, Tensor], Tensor]:
-    def data_term(measured: Tensor, y: Tensor) -> Tensor:
-        return (measured - y).square().flatten(1).sum(1) / (2.0 * level**2)
-
-    return data_term
-
-
 def _exact(request: Request) -> Tensor:
     """Which measurements (B,) hold no noise at all: none is declared, nor are they 8-bit."""
     if request.sigma > 0 or request.data_term is not None:
@@ -98,7 +91,7 @@ def _whitened(request: Request, prior: FlowPrior) -> Solution:
         request.operator,
         prior.at_precision(request.precision).with_memory(request.memory),
         prior.gaussian.posterior(request.operator, request.level),
-        request.data_term or _gaussian_noise(request.level),
+        request.data_term or Gaussian(request.sigma).negative_log_likelihood,
         exact=_exact(request),
         generator=request.generator,
     )

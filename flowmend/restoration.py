@@ -100,7 +100,7 @@ def restore(
         "generator": generator,
         "samples": samples,
         "progress": progress,
-        **_settings(task, prior, method, weight, steps, start),
+        **_settings(task, method, weight, steps, start),
     }
     if isinstance(task.noise, SaltAndPepper):
         parts = []
@@ -133,7 +133,6 @@ def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
 
 def _settings(
     task: Task,
-    prior: Prior,
     method: str,
     weight: float | None,
     steps: int | None,
