@@ -14,6 +14,18 @@ from .layers import ActNorm
 __all__ = ["AffineCoupling", "Conditioner"]
 
 
+def _as_product(h: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """An unpadded convolution of (B, C, H, W) as one matrix product over its patches."""
+    weight, bias = convolution.weight.flatten(1), convolution.bias
+    down, across = convolution.kernel_size
+    rows, columns = h.shape[2] - down + 1, h.shape[3] - across + 1
+    corners = [(row, column) for row in range(rows) for column in range(columns)]
+    patches = [h[:, :, row : row + down, column : column + across] for row, column in corners]
+    patches = torch.stack(patches, 1).flatten(2)
+    products = functional.linear(patches, weight, bias)
+    return products.transpose(1, 2).reshape(len(h), -1, rows, columns)
+
+
 class Conditioner(nn.Module):
     """The network of a coupling: from the untouched half to a scale and a shift per element.
 
@@ -51,7 +63,7 @@ class Conditioner(nn.Module):
         factor = 4 if shrinks else 1
         self.shuffle = 2 if shrinks else 1
         self.folds = height * width >= 64
-        self.dense = height * width <= 4
+        self.dense = height * width <= 16
         self.first = nn.Conv2d(channels, hidden * factor, kernel, padding=padding)
         self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in range(depth - 2))
         self.norms = nn.ModuleList(ActNorm(hidden) for _ in range(depth - 1))
@@ -81,14 +93,13 @@ class Conditioner(nn.Module):
         return functional.relu(h)
 
     def _shuffled(self, convolution: nn.Conv2d, h: Tensor, shuffle: int) -> Tensor:
-        """``pixel_shuffle(convolution(h))`` on a small map; on the smallest, a matrix product.
+        """``pixel_shuffle(convolution(h))`` on a small map: where it can be, a matrix product.
 
-        Where the kernel covers the whole map (or is 1x1 on one pixel) the convolution is one
-        fully connected layer, and the convolution kernels are several times slower at it.
+        There the weights outnumber the activations by far, and the convolution kernels are
+        several times slower than gathering the few patches and multiplying.
         """
-        if self.dense and convolution.kernel_size == h.shape[2:]:
-            h = functional.linear(h.flatten(1), convolution.weight.flatten(1), convolution.bias)
-            h = h[:, :, None, None]
+        if self.dense and convolution.padding == (0, 0):
+            h = _as_product(h, convolution)
         else:
             h = convolution(h)
         return functional.pixel_shuffle(h, shuffle) if shuffle > 1 else h
