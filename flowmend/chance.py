@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["generator_at", "mirrored", "random_crop", "stratified_times"]
+__all__ = ["generator_at", "mirrored", "random_crop", "stratified_times", "time_maps"]
 
 
 def generator_at(seed: int, *place: int) -> torch.Generator:
@@ -37,3 +37,71 @@ def stratified_times(count: int, generator: torch.Generator | None = None) -> Te
     """
     place = 0.5 if generator is None else torch.rand(count, generator=generator)
     return (torch.arange(count) + place) / count
+
+
+def time_maps(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """Times of every value of images (B, C, H, W), in the colour coordinates of a network.
+
+    A third of the images have one time, uniform in [0, 1]: the flow. Of the others some values
+    are known, exactly or with noise of 0.002 to 0.3 on the [0, 1] scale, and the rest unknown, or
+    noisier: all but a rectangle, a rectangle, scattered cells of 1, 2 or 4 pixels, the grey of a
+    picture, or some of these at once.
+
+    Args:
+        shape: Shape of the images.
+        generator: Source of all that is random.
+    """
+    batch = shape[0]
+
+    def chances() -> Tensor:
+        return torch.rand(batch, 1, 1, 1, generator=generator)
+
+    times = stratified_times(batch, generator)[torch.randperm(batch, generator=generator)]
+    even = times.view(-1, 1, 1, 1).expand(shape)
+    known = _known_values(shape, generator)
+    high = torch.where(chances() < 0.6, 1.0, 1.0 / (1.0 + 2.0 * 0.002 * 150.0 ** chances()))
+    low = torch.where(chances() < 0.6, 0.0, chances() * high)
+    mixed = (chances() < 2.0 / 3.0) & ~known.flatten(1).all(1).view(-1, 1, 1, 1)
+    return torch.where(mixed, torch.where(known, high, low), even).contiguous()
+
+
+def _known_values(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """Which values (B, C, H, W) are known: at some places all of them, grey, or some colours."""
+    batch, channels, height, width = shape
+    kind = torch.rand(batch, 1, 1, 1, generator=generator)
+    hole = _rectangle(batch, height, width, generator)
+    scattered = _scattered(batch, height, width, generator)
+    places = torch.where(kind < 0.5, ~hole, torch.where(kind < 0.6, hole, scattered))
+    everywhere = torch.rand(batch, 1, 1, 1, generator=generator) < 0.3
+    some = torch.rand(batch, channels, 1, 1, generator=generator) < 0.5
+    grey = (torch.arange(channels) == 0).view(1, -1, 1, 1)
+    # of whole pictures mostly their grey is known, of places mostly everything
+    kind = torch.rand(batch, 1, 1, 1, generator=generator)
+    limits = torch.where(everywhere, 0.0, 0.7), torch.where(everywhere, 0.75, 0.9)
+    colours = torch.where(kind < limits[0], True, torch.where(kind < limits[1], grey, some))
+    return (places | everywhere) & colours
+
+
+def _rectangle(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Rectangles of every size and place: (B, 1, H, W)."""
+    inside = torch.ones(batch, 1, height, width, dtype=torch.bool)
+    for size, view in ((height, (batch, 1, height, 1)), (width, (batch, 1, 1, width))):
+        size_and_place = torch.rand(batch, 2, 1, generator=generator)
+        length = 1 + (size_and_place[:, 0] * (size - 1)).long()
+        first = (size_and_place[:, 1] * (size - length + 1)).long()
+        place = torch.arange(size)
+        inside = inside & ((place >= first) & (place < first + length)).view(view)
+    return inside
+
+
+def _scattered(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Random cells of 1, 2 or 4 pixels, each image with a density of its own: (B, 1, H, W)."""
+    share = torch.rand(batch, 1, 1, 1, generator=generator)
+    masks = []
+    for cell in (1, 2, 4):
+        rows, columns = -(-height // cell), -(-width // cell)
+        known = torch.rand(batch, 1, rows, columns, generator=generator) < share
+        known = known.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+        masks.append(known[:, :, :height, :width])
+    which = torch.randint(3, (batch, 1, 1, 1), generator=generator)
+    return torch.where(which == 0, masks[0], torch.where(which == 1, masks[1], masks[2]))

@@ -10,10 +10,13 @@ import math
 import torch
 from torch import Tensor
 
+from .cosines import mix_channels, unmix_channels
 from .errors import FlowmendError
 from .flow import (
     EVALUATIONS,
     Centre,
+    Chain,
+    ChannelMix,
     ContinuousFlow,
     VelocityConfig,
     VelocityNet,
@@ -23,7 +26,7 @@ from .pixels import centre, dequantise, uncentre
 from .prior import GaussianPrior, Prior
 from .stationary import StationaryGaussian
 
-__all__ = ["ContinuousPrior"]
+__all__ = ["ContinuousPrior", "time_of"]
 
 
 class ContinuousPrior(Prior):
@@ -62,7 +65,7 @@ class ContinuousPrior(Prior):
         self.gaussian = gaussian
         self.stationary = None if stationary is None else stationary.at_size(*shape[1:])
         self.card = dict(card or {})
-        self.centre = Centre()
+        self.centre = Chain([Centre(), ChannelMix()])
 
     @property
     def velocity(self) -> VelocityNet:
@@ -132,9 +135,17 @@ class ContinuousPrior(Prior):
         x, second = self.centre.decode(x)
         return x, first + second
 
+    def to_network(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] as the network sees them: centred, colours mixed."""
+        return mix_channels(centre(x))
+
+    def from_network(self, u: Tensor) -> Tensor:
+        """The inverse of :meth:`to_network`."""
+        return uncentre(unmix_channels(u))
+
     def round_trip(self, x: Tensor) -> Tensor:
         """``decode(encode(x))`` of images (B, C, H, W) in [0, 1], without the determinants."""
-        return uncentre(self.flow.to_data(self.flow.to_latent(centre(x))))
+        return self.from_network(self.flow.to_data(self.flow.to_latent(self.to_network(x))))
 
     def log_prob(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Log-density, shape (B,), nats, of images x (B, C, H, W) in [0, 1].
@@ -163,7 +174,7 @@ class ContinuousPrior(Prior):
     ) -> Tensor:
         """Draws images (count, C, H, W), clamped to [0, 1]; temperature scales the latents."""
         z = self.latents(count, temperature, generator)
-        return uncentre(self.flow.to_data(z)).clamp(0.0, 1.0)
+        return self.from_network(self.flow.to_data(z)).clamp(0.0, 1.0)
 
     def denoise(self, y: Tensor, sigma: Tensor | float) -> Tensor:
         """The mean of x given ``y = x + sigma n``, n ~ N(0, I), in one evaluation of the network.
@@ -174,8 +185,10 @@ class ContinuousPrior(Prior):
         Args:
             y: Noisy images (B, C, H, W) on the [0, 1] scale, not clamped; where the network takes
                 every size, of any.
-            sigma: Standard deviation of the noise on the [0, 1] scale, at least 0: one number, or
-                one for each image (B,).
+            sigma: Standard deviation of the noise on the [0, 1] scale, at least 0: one number,
+                one for each image (B,), or (B, C, H, W) one for each of an image's colour
+                coordinates (:func:`flowmend.cosines.mix_channels`), where infinity says that
+                nothing is known of it.
 
         Returns:
             Estimates (B, C, H, W) on the [0, 1] scale, not clamped; y itself where sigma is 0.
@@ -187,15 +200,25 @@ class ContinuousPrior(Prior):
             raise FlowmendError("Noisy images must be a floating-point tensor (B, C, H, W).")
         self.config.check_shape(tuple(y.shape[1:]))
         sigma = torch.as_tensor(sigma, dtype=y.dtype, device=y.device)
-        if sigma.shape not in ((), y.shape[:1]):
+        if sigma.shape not in ((), y.shape[:1], y.shape):
             raise FlowmendError(
-                f"sigma must be one number, or one for each of {len(y)} images; got shape "
-                f"{tuple(sigma.shape)}."
+                f"sigma must be one number, one for each of {len(y)} images, or one for each of "
+                f"their values; got shape {tuple(sigma.shape)}."
             )
-        if not bool((torch.isfinite(sigma) & (sigma >= 0)).all()):
+        if not bool((sigma >= 0).all()) or (sigma.ndim < 4 and bool(sigma.isinf().any())):
             raise FlowmendError("sigma must be finite and at least 0.")
-        t = 1.0 / (1.0 + 2.0 * sigma.expand(len(y)))
-        times = t.view(-1, 1, 1, 1)
-        x_t = times * centre(y)
-        estimate = uncentre(x_t + (1.0 - times) * self.velocity(x_t, t))
-        return torch.where(times < 1.0, estimate, y)
+        if sigma.ndim < 4:
+            sigma = sigma.expand(len(y))
+        t = time_of(sigma)
+        times = t.view(-1, 1, 1, 1) if t.ndim == 1 else t
+        u = self.to_network(y)
+        x_t = torch.where(times > 0.0, times * u, torch.zeros_like(u))
+        estimate = x_t + (1.0 - times) * self.velocity(x_t, t)
+        if t.ndim == 1:
+            return torch.where(times < 1.0, self.from_network(estimate), y)
+        return self.from_network(torch.where(times < 1.0, estimate, u))
+
+
+def time_of(sigma: Tensor) -> Tensor:
+    """The time at which a path has noise of sigma on the [0, 1] scale: ``1 / (1 + 2 sigma)``."""
+    return 1.0 / (1.0 + 2.0 * sigma)

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .chance import generator_at, mirrored, random_crop, stratified_times
+from .chance import generator_at, mirrored, random_crop, stratified_times, time_maps
 from .checkpoint import open_folder
 from .continuous import ContinuousPrior
 from .data import middle_crop
 from .errors import FlowmendError
 from .flow import VelocityConfig, VelocityNet, build_velocity
 from .metrics import psnr
-from .pixels import centre, dequantise, from_bytes
+from .pixels import dequantise, from_bytes
 from .prior import GaussianPrior
 from .recipes import MatchingRecipe
 from .stationary import StationaryGaussian
@@ -42,19 +42,21 @@ def matching_loss(velocity: VelocityNet, x: Tensor, t: Tensor, noise: Tensor) ->
     """Mean squared error of the network's residual F, shape (B,): 1 is that of no network.
 
     The velocity ``x - noise`` of the straight path through ``x_t = (1 - t) noise + t x`` leaves
-    F to predict ``(x - noise - c_skip x_t) / c_out``.
+    F to predict ``(x - noise - c_skip x_t) / c_out``. Values at time 1 are known and do not count.
 
     Args:
         velocity: The network.
         x: Images (B, C, H, W) on the network's range.
-        t: Times (B,).
+        t: Times (B,), or (B, C, H, W) one of every value.
         noise: Starts of the paths (B, C, H, W), standard normal.
     """
-    times = t.view(-1, 1, 1, 1)
+    times = (t.view(-1, 1, 1, 1) if t.ndim == 1 else t).expand(x.shape)
     x_t = (1.0 - times) * noise + times * x
     c_in, c_skip, c_out = velocity.factors(x_t, t)
     target = (x - noise - c_skip * x_t) / c_out
-    return (velocity.residual(c_in * x_t, t) - target).square().flatten(1).mean(1)
+    errors = (velocity.residual(c_in * x_t, t) - target).square()
+    counts = (times < 1.0).to(errors)
+    return (errors * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1.0)
 
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def held_out_loss(prior: ContinuousPrior, images: Tensor, seed: int = 0, batch: 
     for part, times in zip(
         images.split(batch), stratified_times(len(images)).split(batch), strict=True
     ):
-        x = centre(dequantise(from_bytes(part), prior.config.bits, generator))
+        x = prior.to_network(dequantise(from_bytes(part), prior.config.bits, generator))
         noise = torch.randn(x.shape, generator=generator)
         loss = matching_loss(prior.velocity, x.to(device), times.to(device), noise.to(device))
         total += float(loss.double().sum())
@@ -201,9 +203,9 @@ class MatchingRun(TrainingRun):
             images = [self.images[index] for index in owners.tolist()]
             levels = torch.stack([random_crop(image, side, noise) for image in images])
         levels = mirrored(levels, noise) if self.recipe.flip else levels
-        x = centre(dequantise(from_bytes(levels), self.config.bits, noise)).to(self.device)
+        x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
         start = torch.randn(x.shape, generator=noise).to(self.device)
-        t = stratified_times(len(x), noise).to(self.device)
+        t, x = time_maps(tuple(x.shape), noise).to(self.device), x.to(self.device)
         with self._autocast():
             return matching_loss(self.prior.velocity, x, t, start).mean()
 

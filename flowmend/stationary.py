@@ -8,28 +8,19 @@ covariance cost two transforms, where a dense one of D values needs D x D number
 Source: Discrete Cosine Transform (Ahmed et al., 1974), https://doi.org/10.1109/T-C.1974.223784
 """
 
-import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .cosines import cosine_matrix
 from .errors import FlowmendError
 
-__all__ = ["StationaryGaussian", "cosine_matrix"]
+__all__ = ["StationaryGaussian"]
 
 SMALLEST_VARIANCE = 1e-9
 """Of a frequency, on the [0, 1] scale; far below the rounding of 8 bits."""
-
-
-def cosine_matrix(size: int) -> Tensor:
-    """The orthonormal DCT-II matrix (size, size) in float64: rows are cosines."""
-    place = torch.arange(size, dtype=torch.float64) + 0.5
-    matrix = torch.cos(math.pi / size * torch.arange(size, dtype=torch.float64)[:, None] * place)
-    matrix *= math.sqrt(2.0 / size)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix
 
 
 class StationaryGaussian:

@@ -7,9 +7,10 @@ import torch
 from conftest import smooth_images
 
 import flowmend as fm
+from flowmend.cosines import cosine_matrix
 from flowmend.guided import Guidance, levels, posterior, sample_posterior
 from flowmend.least_squares import conjugate_gradients
-from flowmend.stationary import StationaryGaussian, cosine_matrix
+from flowmend.stationary import StationaryGaussian
 
 SHAPE = (2, 8, 6)
 

@@ -14,7 +14,7 @@ ROOT = Path(flowmend.__file__).parent
 
 LAYERS = (
     ("errors",),
-    ("pixels",),
+    ("pixels", "cosines"),
     (
         "files",
         "flow",
@@ -26,6 +26,7 @@ LAYERS = (
         "chance",
         "least_squares",
         "linearity",
+        "coordinates",
     ),
     (
         "prior",
@@ -45,6 +46,7 @@ LAYERS = (
         "latent",
         "whitened",
         "guided",
+        "conditional",
         "baselines",
         "sigma",
         "task_table",

@@ -84,7 +84,10 @@ def train(
         str | None, typer.Option(help="Hidden channels: one number, or one a scale (64,64,96).")
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(help="Flow steps at each scale, finest first (8,6,4).")
+        str | None,
+        typer.Option(
+            help="Flow steps at each scale, finest first (8,6,4); continuous: residual blocks."
+        ),
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Convolutions in a coupling network.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures.")] = None,
@@ -131,13 +134,14 @@ def train(
     )
     if kind == "continuous":
         other = None if architecture == "whitened" else architecture
-        _refuse("coupling", preset=other, steps=steps, depth=depth, recipe=recipe)
+        _refuse("coupling", preset=other, depth=depth, recipe=recipe)
         shape = _given(
             channels=channels,
             bits=bits,
             crop=crop,
             size=None if size is None else (size, size),
             widths=None if hidden is None else _parse(hidden, "hidden"),
+            blocks=None if steps is None else _parse(steps, "steps"),
         )
         wanted |= _given(minutes=minutes)
         train_continuous(folder, out, val, shape, wanted, seed, target, resume)

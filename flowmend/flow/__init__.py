@@ -6,13 +6,15 @@ from .coupling import AffineCoupling, Conditioner
 from .layers import (
     ActNorm,
     Centre,
+    ChannelMix,
     InvertibleConv1x1,
     Squeeze,
     Whitening,
     standard_normal_log_prob,
 )
 from .multiscale import PRESETS, FlowConfig, MultiscaleFlow, build_flow, preset
-from .velocity import VelocityConfig, VelocityNet, build_velocity, preconditioning
+from .velocity import VelocityNet, build_velocity, preconditioning
+from .velocity_config import VelocityConfig
 
 __all__ = [
     "EVALUATIONS",
@@ -23,6 +25,7 @@ __all__ = [
     "Bijection",
     "Centre",
     "Chain",
+    "ChannelMix",
     "Conditioner",
     "ContinuousFlow",
     "FlowConfig",

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..cosines import mix_channels, unmix_channels
 from ..pixels import CENTRE_LOGDET, centre, uncentre
 from .bijection import Bijection
 
-__all__ = ["ActNorm", "Centre", "InvertibleConv1x1", "Squeeze", "Whitening"]
+__all__ = ["ActNorm", "Centre", "ChannelMix", "InvertibleConv1x1", "Squeeze", "Whitening"]
 
 
 class Centre(Bijection):
@@ -20,6 +21,16 @@ class Centre(Bijection):
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return uncentre(z), z.new_full((z.shape[0],), -CENTRE_LOGDET * z[0].numel())
+
+
+class ChannelMix(Bijection):
+    """The colour coordinates of :func:`flowmend.cosines.mix_channels`: it keeps volumes."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return mix_channels(x), x.new_zeros(x.shape[0])
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return unmix_channels(z), z.new_zeros(z.shape[0])
 
 
 class Squeeze(Bijection):

@@ -1,133 +1,29 @@
 """The network of a continuous flow: the velocity of the straight path from noise to an image.
 
 A point of the path is ``x_t = (1 - t) e + t x`` with ``e`` ~ N(0, I), ``x`` an image on the
-network's range [-1, 1] and ``t`` in [0, 1]. The velocity is ``v(x_t, t) = E[x - e | x_t]``.
+network's range and ``t`` in [0, 1]. The velocity is ``v(x_t, t) = E[x - e | x_t]``.
 
-Source: Flow Matching for Generative Modeling (Lipman et al., 2023),
-https://arxiv.org/abs/2210.02747
+Every value of an image may have a time of its own. Where all are equal this is the flow; where
+some values are known (time 1) and others are not (time 0) the same network knows the distribution
+of the latter given the former, as exactly as it knows images.
+
+Sources: Flow Matching for Generative Modeling (Lipman et al., 2023),
+https://arxiv.org/abs/2210.02747; of a time for each value: Diffusion Forcing: Next-token
+Prediction Meets Full-Sequence Diffusion (Chen et al., 2024), https://arxiv.org/abs/2407.01392
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FlowmendError
+from .velocity_config import VelocityConfig
 
-__all__ = ["SMALLEST", "VelocityConfig", "VelocityNet", "build_velocity", "preconditioning"]
+__all__ = ["VelocityNet", "build_velocity", "preconditioning"]
 
-SMALLEST = 4
-"""Fewest pixels that a side of an image may have."""
 FREQUENCIES, EMBEDDING = 16, 64
-
-
-@dataclass(frozen=True)
-class VelocityConfig:
-    """The architecture of a velocity network; saved inside every weights file.
-
-    Args:
-        channels: Image channels.
-        widths: Features at each level, finest first; the finest has half the image's resolution.
-        blocks: Residual blocks at each level on the way down and again on the way up; the
-            coarsest level has them once. Empty is 3, 2, 1, 1, ...
-        size: None for images of every size, or (height, width) for one size only, of which the
-            network then knows every place by a learned map.
-        crop: Side in pixels of the square images that a prior for every size is trained on, and
-            stands for until it is asked for another size.
-        bits: Bits per channel of the training images.
-        sigma_data: Standard deviation of images about their mean, on the range [-1, 1].
-
-    Raises:
-        FlowmendError: If a value makes no network; the message names it.
-    """
-
-    channels: int = 3
-    widths: tuple[int, ...] = (64, 128, 192)
-    blocks: tuple[int, ...] = ()
-    size: tuple[int, int] | None = None
-    crop: int = 64
-    bits: int = 8
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        for field in ("widths", "blocks", "size"):
-            value = getattr(self, field)
-            if value is not None:
-                object.__setattr__(self, field, tuple(value))
-        if not self.blocks:
-            blocks = tuple(max(1, 3 - level) for level in range(len(self.widths)))
-            object.__setattr__(self, "blocks", blocks)
-        self._check()
-
-    def _check(self) -> None:
-        whole = {
-            "channels": (1, 64, (self.channels,)),
-            "widths": (1, 2**14, self.widths),
-            "blocks": (1, 64, self.blocks),
-            "size": (SMALLEST, 2**14, () if self.size is None else self.size),
-            "crop": (SMALLEST, 2**14, (self.crop,)),
-            "bits": (1, 8, (self.bits,)),
-        }
-        for name, (least, most, values) in whole.items():
-            for value in values:
-                if type(value) is not int or not least <= value <= most:
-                    kind = "a whole number" if len(values) == 1 else "whole numbers"
-                    self._refuse(f"'{name}' must be {kind} between {least} and {most}")
-        if not 1 <= len(self.widths) <= 8:
-            self._refuse("'widths' must name at least one level and at most 8")
-        if len(self.blocks) != len(self.widths):
-            self._refuse("'blocks' must have one entry for each level")
-        if self.size is not None and len(self.size) != 2:
-            self._refuse("'size' must be a height and a width, or nothing")
-        if type(self.sigma_data) not in (int, float) or not 1e-3 <= self.sigma_data <= 1e3:
-            self._refuse("'sigma_data' must be a number between 0.001 and 1000")
-
-    @staticmethod
-    def _refuse(reason: str) -> None:
-        raise FlowmendError(f"This network cannot be built: {reason}.")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of an image, the crop's where every size will do."""
-        return (self.channels, *(self.size or (self.crop, self.crop)))
-
-    @property
-    def dimensions(self) -> int:
-        """Number of values D of an image of :attr:`shape`."""
-        return math.prod(self.shape)
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of an image are padded to a multiple of, inside the network."""
-        return 2 ** len(self.widths)
-
-    def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raises :class:`FlowmendError` unless images of a shape (C, H, W) fit the network."""
-        if self.size is not None and shape != self.shape:
-            raise FlowmendError(
-                f"This network knows images of shape {self.shape} (channels, height, width) "
-                f"only; got {shape}."
-            )
-        if len(shape) != 3 or shape[0] != self.channels or min(shape[1:]) < SMALLEST:
-            raise FlowmendError(
-                f"This network takes images of {self.channels} channel(s) and at least {SMALLEST} "
-                f"pixels a side; got {shape}."
-            )
-
-    def to_dict(self) -> dict:
-        """The configuration as plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "VelocityConfig":
-        """The configuration from plain values; an unknown name raises :class:`FlowmendError`."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise FlowmendError(f"Unknown network setting: {', '.join(unknown)}.")
-        return cls(**values)
 
 
 def preconditioning(t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +57,7 @@ class TimeEmbedding(nn.Module):
         self.second = nn.Linear(EMBEDDING, EMBEDDING)
 
     def forward(self, t: Tensor) -> Tensor:
-        level = ((1.0 - t + 1e-3) / (t + 1e-3)).log()
+        level = _log_level(t)
         steps = torch.linspace(-2.0, 2.0, FREQUENCIES, device=t.device, dtype=t.dtype)
         waves = level[:, None] * steps.exp2()
         h = self.first(torch.cat([waves.sin(), waves.cos()], dim=1))
@@ -189,12 +85,13 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """From (B, C, H, W), sides a multiple of 2^levels, to the same; in its weights' precision."""
+    """From images and two maps of their times (B, 3C, H, W), sides a multiple of 2^levels, to
+    (B, C, H, W); in its weights' precision."""
 
     def __init__(self, config: VelocityConfig) -> None:
         super().__init__()
         widths, blocks = config.widths, config.blocks
-        self.first = nn.Conv2d(4 * config.channels, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(12 * config.channels, widths[0], 3, padding=1)
         self.position = None
         if config.size is not None:
             height, width = (-(-side // config.multiple) * config.multiple for side in config.size)
@@ -254,7 +151,8 @@ class VelocityNet(nn.Module):
 
         Args:
             x_t: Points of the path (B, C, H, W), C and sides as :class:`VelocityConfig` says.
-            t: Their times (B,), in [0, 1].
+            t: Their times in [0, 1]: (B,), or (B, C, H, W) for a time of every value. What x_t
+                holds at time 0 is noise, and makes no difference to the others.
 
         Returns:
             Velocities (B, C, H, W), in x_t's precision.
@@ -266,18 +164,44 @@ class VelocityNet(nn.Module):
         return c_skip * x_t + c_out * self.residual(c_in * x_t, t)
 
     def factors(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``c_in``, ``c_skip``, ``c_out`` (B, 1, 1, 1) for points (B, C, H, W) at times (B,)."""
-        if t.shape != x_t.shape[:1]:
-            raise FlowmendError(f"{len(x_t)} images need as many times; got {tuple(t.shape)}.")
-        return preconditioning(t.to(x_t.dtype).view(-1, 1, 1, 1), self.config.sigma_data)
+        """``c_in``, ``c_skip``, ``c_out`` for points (B, C, H, W) at times t, to multiply with.
+
+        Each is (B, 1, 1, 1), or (B, C, H, W) where every value has its time.
+        """
+        if t.shape not in (x_t.shape[:1], x_t.shape):
+            raise FlowmendError(
+                f"{len(x_t)} images need as many times, or one for every value; got "
+                f"{tuple(t.shape)}."
+            )
+        return preconditioning(_expanded(t.to(x_t.dtype)), self.config.sigma_data)
 
     def residual(self, u: Tensor, t: Tensor) -> Tensor:
-        """The U-Net F for ``u = c_in x_t`` (B, C, H, W) and times (B,): (B, C, H, W)."""
+        """The U-Net F for ``u = c_in x_t`` (B, C, H, W) and times t: (B, C, H, W)."""
         self.config.check_shape(tuple(u.shape[1:]))
         height, width = u.shape[2:]
-        time = self.embedding(t.to(self.embedding.first.weight.dtype))
-        out = self.network(_padded(u, self.config.multiple), time)
+        t = t.to(self.embedding.first.weight.dtype)
+        time = self.embedding(t.flatten(1).mean(1) if t.ndim > 1 else t)
+        times = _expanded(t).expand(u.shape)
+        seen = torch.where(times > 0.0, u, torch.zeros_like(u)).to(t.dtype)
+        seen = torch.cat([seen, *_level_maps(times, self.config.sigma_data)], dim=1)
+        out = self.network(_padded(seen, self.config.multiple), time)
         return out[:, :, :height, :width].to(u.dtype).contiguous()
+
+
+def _expanded(t: Tensor) -> Tensor:
+    """Times as they are multiplied with images: (B, 1, 1, 1) or (B, C, H, W)."""
+    return t.view(-1, 1, 1, 1) if t.ndim == 1 else t
+
+
+def _level_maps(t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """Two maps of size about 1 that say how noisy a value is: its angle and its log-level."""
+    angle = torch.atan2(1.0 - t, sigma_data * t) * (4.0 / math.pi) - 1.0
+    return angle, 0.25 * _log_level(t)
+
+
+def _log_level(t: Tensor) -> Tensor:
+    """``log((1 - t) / t)``, kept finite."""
+    return ((1.0 - t + 1e-3) / (t + 1e-3)).log()
 
 
 def _padded(x: Tensor, multiple: int) -> Tensor:
