@@ -8,9 +8,11 @@ noise of level s leaves of a stationary Gaussian prior: then
 
 one linear system, solved by conjugate gradients with A and its adjoint alone. At the largest noise
 D is the mean image and this is the LMMSE solution; towards none it is the flow's own. For a
-Gaussian prior it is exact at every level. Noise is taken away along a falling sequence of levels,
-once for each sample, from a draw of the Gaussian's own posterior; no gradient passes through the
-network.
+Gaussian prior it is exact at every level. Where the measurement shows single coordinates of the
+image (:mod:`flowmend.coordinates`) the network itself gives ``E[x | x_s, y]``, for every prior.
+
+Noise is taken away along a falling sequence of levels, once for each sample, from a draw of the
+Gaussian's own posterior; no gradient passes through the network.
 
 Sources: Flower: A Flow-Matching Solver for Inverse Problems (Pourya et al., 2026),
 https://arxiv.org/abs/2509.26287; Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song
@@ -26,6 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .coordinates import Known
 from .gaussian import GaussianPosterior
 from .least_squares import HasAdjoint, conjugate_gradients
 from .solution import Posterior
@@ -67,7 +70,7 @@ class Guidance:
         operator: Anything with ``A`` and ``A_adjoint``.
         sigma: Standard deviation of its noise on the [0, 1] scale, above 0.
         covariance: A stationary Gaussian of the images' size.
-        identity: Whether A is the identity, for which no system need be solved.
+        known: What y shows of single coordinates; then no system need be solved.
         gaussian: The posterior of a Gaussian that knows these images better than the stationary
             one; draws begin there.
         steps: Most iterations of conjugate gradients.
@@ -78,7 +81,7 @@ class Guidance:
     operator: HasAdjoint
     sigma: float
     covariance: StationaryGaussian
-    identity: bool = False
+    known: Known | None = None
     gaussian: GaussianPosterior | None = None
     steps: int = 60
     tolerance: float = 1e-3
@@ -86,12 +89,10 @@ class Guidance:
     def mean(self, prior: Denoiser, x: Tensor, level: float) -> Tensor:
         """``E[x0 | x0 + level n = x, y]``, images (B, C, H, W).
 
-        Of the identity it is exact: two noisy images are as good as one of less noise.
+        It is exact where single coordinates are known.
         """
-        if self.identity:
-            weight = self.sigma**2 / (self.sigma**2 + level**2)
-            both = weight * x + (1.0 - weight) * self.y
-            return prior.denoise(both, self.sigma * level / math.hypot(self.sigma, level))
+        if self.known is not None:
+            return self.known.mean_with(prior, x, level)
         estimate = prior.denoise(x, level)
         return estimate + self._gain(
             self.y - self.operator.A(estimate), lambda v: self.covariance.remaining(v, level)
@@ -201,8 +202,9 @@ def posterior(
             the draws that are finished, this one's estimate among them.
 
     Returns:
-        Mean, standard deviation (of a pixel over the draws, n - 1) and the draws. Of the identity
-        the mean is the network's own, in one evaluation, and not that of the draws.
+        Mean, standard deviation (of a pixel over the draws, n - 1) and the draws. Where single
+        coordinates are known the mean is the network's own, in one evaluation, and not that of
+        the draws.
     """
     normal = shared_noise(generator)
     total = torch.zeros_like(guidance.covariance.mean).expand(
@@ -232,9 +234,9 @@ def posterior(
         total = total + x
     samples = torch.stack(found)
     mean = total / draws
-    if guidance.identity:
+    if guidance.known is not None:
         with torch.no_grad():
-            mean = prior.denoise(guidance.y, guidance.sigma)
+            mean = guidance.known.mean(prior)
     finite = torch.isfinite(mean).flatten(1).all(1).tolist()
     status = ["finished" if fine else "not finite: no image was found" for fine in finite]
     return Posterior(mean, samples.std(0), samples, {}, status)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .continuous import ContinuousPrior
+from .coordinates import known_coordinates
 from .errors import FlowmendError
 from .guided import Guidance, posterior
 from .methods import Method
 from .noise import Gaussian
-from .operators import Identity, LinearOperator
+from .operators import LinearOperator
 from .pixels import on_byte_grid, quantisation_sigma
 from .prior import FlowPrior, Prior
 from .solution import Solution
@@ -141,7 +142,7 @@ def _guided(request: Request, prior: ContinuousPrior) -> Solution:
         request.operator,
         request.level,
         covariance,
-        identity=isinstance(request.operator, Identity),
+        known=known_coordinates(request.y, request.operator, request.level, covariance.mean),
         gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}

@@ -246,7 +246,7 @@ class WrongScale(ContinuousFlow):
 class WrongTrace(ContinuousFlow):
     def _slope(self, u, angle, speed, probe):
         value, trace = super()._slope(u, angle, speed, probe)
-        return value, 1.05 * trace
+        return value, 1.3 * trace
 
 
 class WrongSign(ContinuousFlow):
@@ -532,6 +532,35 @@ def test_each_image_has_its_own_noise():
         torch.testing.assert_close(alone[0], together[index], rtol=1e-5, atol=1e-5)
 
 
+def test_each_value_has_its_own_noise():
+    whole = prior(size=0.3)
+    y = pictures(whole)
+    even = torch.full_like(y, 0.1)
+    torch.testing.assert_close(whole.denoise(y, even), whole.denoise(y, 0.1))
+    mixed = torch.where(torch.arange(y.shape[-1]) < 2, 0.0, torch.tensor(torch.inf)).expand(
+        y.shape
+    )
+    found = whole.denoise(y, mixed)
+    # one channel: its colour coordinate is itself; known values stay, unknown ones do not matter
+    torch.testing.assert_close(found[..., :2], y[..., :2])
+    other = torch.where(mixed > 0, y + 1.0, y)
+    torch.testing.assert_close(whole.denoise(other, mixed), found)
+    known = y.clone()
+    known[..., :2] += 0.1
+    assert not torch.allclose(whole.denoise(known, mixed)[..., 2:], found[..., 2:])
+
+
+def test_colours_of_a_grey_picture_are_unknown_coordinates():
+    whole = prior(VelocityConfig(channels=3, widths=(4, 6), blocks=(1, 1)), size=0.3)
+    y = pictures(whole)
+    sigma = torch.full_like(y, torch.inf)
+    sigma[:, 0] = 0.0
+    found = whole.denoise(y, sigma)
+    torch.testing.assert_close(found.mean(1), y.mean(1), rtol=1e-4, atol=1e-4)
+    grey = y.mean(1, keepdim=True).expand_as(y)
+    torch.testing.assert_close(whole.denoise(grey, sigma), found, rtol=1e-4, atol=1e-5)
+
+
 def test_denoiser_of_any_size_and_its_gradient():
     whole = prior(TINY)
     y = torch.rand(2, 1, 11, 7, generator=source()).requires_grad_()
@@ -548,6 +577,7 @@ def test_denoiser_of_any_size_and_its_gradient():
         (torch.zeros(2, 1, 4, 6), math.nan, "at least 0"),
         (torch.zeros(2, 1, 4, 6), math.inf, "finite"),
         (torch.zeros(2, 1, 4, 6), torch.tensor([0.1, -1.0]), "at least 0"),
+        (torch.zeros(2, 1, 4, 6), torch.full((2,), math.inf), "finite"),
         (torch.zeros(2, 1, 4, 6), torch.zeros(3), "one for each of 2"),
         (torch.zeros(2, 1, 4, 6), torch.zeros(2, 1), "one for each of 2"),
         (torch.zeros(2, 1, 6, 4), 0.1, "only"),

@@ -26,7 +26,6 @@ LAYERS = (
         "chance",
         "least_squares",
         "linearity",
-        "coordinates",
     ),
     (
         "prior",
@@ -34,6 +33,7 @@ LAYERS = (
         "operators",
         "noise",
         "objective",
+        "coordinates",
         "kernels",
         "solution",
         "metrics",
@@ -46,7 +46,6 @@ LAYERS = (
         "latent",
         "whitened",
         "guided",
-        "conditional",
         "baselines",
         "sigma",
         "task_table",

@@ -302,3 +302,29 @@ def test_network_can_be_built_without_memory():
     with torch.device("meta"):
         model = VelocityNet(VelocityConfig(widths=(2**14,) * 8))
     assert all(value.is_meta for value in model.parameters())
+
+
+# A time for every value.
+
+
+def test_even_times_of_values_are_the_times_of_images():
+    network, x = net(), numbers(3, 2, 8, 6)
+    t = times(5)[1:4]
+    every = t.view(-1, 1, 1, 1).expand(x.shape)
+    torch.testing.assert_close(network(x, every), network(x, t))
+
+
+def test_values_at_time_zero_tell_nothing_of_others():
+    network, x = net(), numbers(2, 2, 8, 6)
+    t = torch.ones_like(x)
+    t[:, 1, 2:5, 1:4] = 0.0
+    noise = torch.where(t > 0, x, numbers(2, 2, 8, 6, seed=3))
+    first, second = network(x, t), network(noise, t)
+    torch.testing.assert_close(first[t > 0], second[t > 0])
+    known = torch.where(t > 0, x + 0.3, x)
+    assert not torch.allclose(network(known, t)[t == 0], first[t == 0])
+
+
+def test_times_of_another_shape_are_refused():
+    with pytest.raises(FlowmendError, match="one for every value"):
+        net()(numbers(2, 2, 8, 6), torch.zeros(2, 1, 8, 6).double())
