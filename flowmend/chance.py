@@ -61,7 +61,8 @@ def time_maps(shape: tuple[int, int, int, int], generator: torch.Generator) -> T
     known = _known_values(shape, generator)
     high = torch.where(chances() < 0.6, 1.0, 1.0 / (1.0 + 2.0 * 0.002 * 150.0 ** chances()))
     low = torch.where(chances() < 0.6, 0.0, chances() * high)
-    mixed = (chances() < 2.0 / 3.0) & ~known.flatten(1).all(1).view(-1, 1, 1, 1)
+    some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
+    mixed = (chances() < 2.0 / 3.0) & some.view(-1, 1, 1, 1)
     return torch.where(mixed, torch.where(known, high, low), even).contiguous()
 
 
