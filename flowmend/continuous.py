@@ -18,6 +18,7 @@ from .flow import (
     Chain,
     ChannelMix,
     ContinuousFlow,
+    GaussianVelocity,
     VelocityConfig,
     VelocityNet,
     standard_normal_log_prob,
@@ -43,8 +44,8 @@ class ContinuousPrior(Prior):
             guide the network (see :mod:`flowmend.guided`).
 
     Raises:
-        FlowmendError: If the network does not know such images, the Gaussian knows others, or
-            ``evaluations`` is not a positive multiple of 4.
+        FlowmendError: If the network does not know such images, the Gaussian knows others or is
+            missing where the network needs it, or ``evaluations`` is not a positive multiple of 4.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class ContinuousPrior(Prior):
         velocity.config.check_shape(shape)
         if gaussian is not None and gaussian.shape != shape:
             raise FlowmendError(f"A Gaussian of {gaussian.shape} is no prior of {shape}.")
+        if velocity.config.informed and velocity.gaussian is None:
+            velocity.inform(_gaussian_velocity(gaussian))
         self.flow = ContinuousFlow(velocity, shape, velocity.config.sigma_data, evaluations)
         self.gaussian = gaussian
         self.stationary = None if stationary is None else stationary.at_size(*shape[1:])
@@ -217,6 +220,19 @@ class ContinuousPrior(Prior):
         if t.ndim == 1:
             return torch.where(times < 1.0, self.from_network(estimate), y)
         return self.from_network(torch.where(times < 1.0, estimate, u))
+
+
+def _gaussian_velocity(gaussian: GaussianPrior | None) -> GaussianVelocity:
+    """A Gaussian on [0, 1] as the velocity on the network's range."""
+    if gaussian is None:
+        raise FlowmendError("This network needs the Gaussian that it was trained with.")
+    covariance = gaussian.covariance().cpu()
+    for _ in range(2):
+        mixed = mix_channels(covariance.reshape(-1, *gaussian.shape)).reshape(covariance.shape)
+        covariance = 2.0 * mixed.T
+    return GaussianVelocity(
+        mix_channels(centre(gaussian.mean.cpu().double()[None]))[0], covariance
+    )
 
 
 def time_of(sigma: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from .continuous import ContinuousPrior
 from .data import middle_crop
 from .errors import FlowmendError
 from .flow import VelocityConfig, VelocityNet, build_velocity
+from .hints import HintBank
 from .metrics import psnr
 from .pixels import dequantise, from_bytes
 from .prior import GaussianPrior
@@ -38,7 +39,13 @@ SCORED_PIXELS = 2**14
 """Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
 
 
-def matching_loss(velocity: VelocityNet, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def matching_loss(
+    velocity: VelocityNet,
+    x: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    linear: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """Mean squared error of the network's residual F, shape (B,): 1 is that of no network.
 
     The velocity ``x - noise`` of the straight path through ``x_t = (1 - t) noise + t x`` leaves
@@ -49,12 +56,15 @@ def matching_loss(velocity: VelocityNet, x: Tensor, t: Tensor, noise: Tensor) ->
         x: Images (B, C, H, W) on the network's range.
         t: Times (B,), or (B, C, H, W) one of every value.
         noise: Starts of the paths (B, C, H, W), standard normal.
+        linear: Gives the Gaussian's velocities of points at times, for an informed network; None
+            lets the network compute them.
     """
     times = (t.view(-1, 1, 1, 1) if t.ndim == 1 else t).expand(x.shape)
     x_t = (1.0 - times) * noise + times * x
     c_in, c_skip, c_out = velocity.factors(x_t, t)
     target = (x - noise - c_skip * x_t) / c_out
-    errors = (velocity.residual(c_in * x_t, t) - target).square()
+    hints = None if linear is None else linear(x_t, t)
+    errors = (velocity.residual(c_in * x_t, t, hints) - target).square()
     counts = (times < 1.0).to(errors)
     return (errors * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1.0)
 
@@ -94,6 +104,22 @@ def held_out_psnr(
     return sum(values) / len(values)
 
 
+def _first_weights(first: ContinuousPrior, velocity: VelocityNet) -> dict[str, Tensor]:
+    """The weights of a prior for a new network; what an informed one has more begins at zero."""
+    weights = dict(first.velocity.state_dict())
+    if velocity.config.informed and not first.config.informed:
+        weights["share"] = torch.zeros(())
+        narrow = weights["network.first.weight"]
+        wide = narrow.new_zeros(velocity.network.first.weight.shape)
+        if wide.shape[1] > narrow.shape[1]:
+            wide[:, : narrow.shape[1]] = narrow
+            weights["network.first.weight"] = wide
+    found = {key: value.shape for key, value in weights.items()}
+    if found != {key: value.shape for key, value in velocity.state_dict().items()}:
+        raise FlowmendError("Training can begin with a prior of the same architecture only.")
+    return weights
+
+
 class MatchingRun(TrainingRun):
     """A run that matches the velocity of a continuous flow.
 
@@ -109,6 +135,7 @@ class MatchingRun(TrainingRun):
         seed: Seed of the weights, the order, the crops and the noise.
         device: Device to train on.
         progress: Called when something slow begins.
+        first: A prior whose weights training begins with; see :func:`match`.
     """
 
     metric, unit = "loss", "held-out losses"
@@ -123,6 +150,7 @@ class MatchingRun(TrainingRun):
         seed: int,
         device: str | torch.device,
         progress: Progress | None = None,
+        first: ContinuousPrior | None = None,
     ) -> None:
         for image in (*images, *validation):
             channels, height, width = image.shape
@@ -146,7 +174,10 @@ class MatchingRun(TrainingRun):
         self.held = validation if self.whole else self._held_out_crops()
         self.stationary = self._fit_stationary()
         velocity = build_velocity(config, seed)
+        if first is not None:
+            velocity.load_state_dict(_first_weights(first, velocity))
         prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
+        self.bank = HintBank(velocity.gaussian, seed) if config.informed else None
         self._begin(prior.to(self.device))
 
     def _fit_stationary(self) -> StationaryGaussian:
@@ -205,9 +236,13 @@ class MatchingRun(TrainingRun):
         levels = mirrored(levels, noise) if self.recipe.flip else levels
         x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
         start = torch.randn(x.shape, generator=noise).to(self.device)
-        t, x = time_maps(tuple(x.shape), noise).to(self.device), x.to(self.device)
+        if self.bank is None:
+            t, hints = time_maps(tuple(x.shape), noise), None
+        else:
+            t, hints = self.bank.draw(len(x), self.step, noise)
+        x, t = x.to(self.device), t.to(self.device)
         with self._autocast():
-            return matching_loss(self.prior.velocity, x, t, start).mean()
+            return matching_loss(self.prior.velocity, x, t, start, hints).mean()
 
     def measure(self) -> dict[str, float]:
         prior = self.kept()
@@ -241,6 +276,7 @@ def match(
     resume: bool = False,
     progress: Progress | None = None,
     report: Callable[[dict], None] | None = None,
+    first: ContinuousPrior | None = None,
 ) -> Path:
     """Trains a continuous flow by flow matching and keeps the best prior by held-out loss.
 
@@ -257,6 +293,8 @@ def match(
             without the interruption.
         progress: Called with (step, steps, what) after each step.
         report: Called with the record of each epoch.
+        first: A prior of the same configuration whose weights training begins with, of one size
+            or another; one that is not informed can begin one that is.
 
     Returns:
         Path of the kept prior.
@@ -266,7 +304,7 @@ def match(
             False, if the run to resume is another, or if no finite prior came out.
     """
     out = open_folder(out, resume)
-    run = MatchingRun(out, config, recipe, images, validation, seed, device, progress)
+    run = MatchingRun(out, config, recipe, images, validation, seed, device, progress, first)
     if resume:
         run.restore()
     return run.drive(CHECKPOINT_SECONDS, progress, report)

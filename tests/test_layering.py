@@ -53,7 +53,7 @@ LAYERS = (
         "convert",
         "report",
     ),
-    ("methods", "training"),
+    ("methods", "training", "hints"),
     ("inference", "train", "flowmatching"),
     ("solver",),
     ("tasks",),

@@ -1,14 +1,18 @@
 """``flowmend train --kind continuous``: a continuous flow from a folder of photographs."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
+from ..continuous import ContinuousPrior
 from ..data import load_folder, load_photographs
 from ..errors import FlowmendError
 from ..flow import VelocityConfig
 from ..flowmatching import finish, match
 from ..recipes import MatchingRecipe
+from ..training import LARGEST_GAUSSIAN
+from ..weights import load_prior
 from .console import tell
 from .folders import read_folders
 from .progress import progress_bar
@@ -28,6 +32,7 @@ def train_continuous(
     seed: int,
     device: torch.device,
     resume: bool,
+    init: str | None = None,
 ) -> None:
     """Trains a continuous flow and says what comes of it.
 
@@ -40,6 +45,7 @@ def train_continuous(
         seed: Seed.
         device: Device to train on.
         resume: Whether to continue the run in ``out``.
+        init: Name or path of the prior whose weights training begins with, or None.
 
     Raises:
         FlowmendError: If settings make no sense, or the training says so.
@@ -49,6 +55,16 @@ def train_continuous(
             "--size makes a prior for one size, --crop one for every size: give one of them."
         )
     config = VelocityConfig(**architecture)
+    if "informed" not in architecture and config.size and config.dimensions <= LARGEST_GAUSSIAN:
+        config = dataclasses.replace(config, informed=True)
+    if config.informed and config.dimensions > LARGEST_GAUSSIAN:
+        raise FlowmendError(
+            f"--informed needs a Gaussian, which is fitted to images of at most "
+            f"{LARGEST_GAUSSIAN} values."
+        )
+    first = None if init is None else load_prior(init)
+    if first is not None and not isinstance(first, ContinuousPrior):
+        raise FlowmendError(f"--init needs a continuous prior, and '{init}' holds another.")
     if wanted.get("minutes") and "epochs" not in wanted:
         wanted = wanted | {"epochs": UNLIMITED}
     recipe = MatchingRecipe(**wanted)
@@ -83,6 +99,7 @@ def train_continuous(
             resume=resume,
             progress=progress,
             report=report,
+            first=first,
         )
     card = finish(path, validation)
     tell(

@@ -98,6 +98,17 @@ def train(
             "then; without --epochs nothing else ends the training."
         ),
     ] = None,
+    informed: Annotated[
+        bool | None,
+        typer.Option(
+            help="continuous with --size: whether the network sees what a Gaussian fitted to the "
+            "pictures makes of a measurement. Default: where that Gaussian is small enough."
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="continuous: begin with the weights of this prior."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
@@ -141,12 +152,13 @@ def train(
             crop=crop,
             size=None if size is None else (size, size),
             widths=None if hidden is None else _parse(hidden, "hidden"),
+            informed=informed,
             blocks=None if steps is None else _parse(steps, "steps"),
         )
         wanted |= _given(minutes=minutes)
-        train_continuous(folder, out, val, shape, wanted, seed, target, resume)
+        train_continuous(folder, out, val, shape, wanted, seed, target, resume, init)
         return
-    _refuse("continuous", crop=crop, minutes=minutes)
+    _refuse("continuous", crop=crop, minutes=minutes, informed=informed, init=init)
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
     if size is not None:
         changes |= {"height": size, "width": size}

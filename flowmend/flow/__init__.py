@@ -3,6 +3,7 @@
 from .bijection import Bijection, Chain
 from .continuous import EVALUATIONS, EXACT_DIMENSIONS, ContinuousFlow
 from .coupling import AffineCoupling, Conditioner
+from .informed import GaussianVelocity
 from .layers import (
     ActNorm,
     Centre,
@@ -29,6 +30,7 @@ __all__ = [
     "Conditioner",
     "ContinuousFlow",
     "FlowConfig",
+    "GaussianVelocity",
     "InvertibleConv1x1",
     "MultiscaleFlow",
     "Squeeze",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FlowmendError
+from .informed import GaussianVelocity
 from .velocity_config import VelocityConfig
 
 __all__ = ["VelocityNet", "build_velocity", "preconditioning"]
@@ -85,13 +86,15 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """From images and two maps of their times (B, 3C, H, W), sides a multiple of 2^levels, to
-    (B, C, H, W); in its weights' precision."""
+    """From images, two maps of their times and, if informed, what a Gaussian makes of them
+    (B, 3C or 4C, H, W), sides a multiple of 2^levels, to (B, C, H, W); in its weights' precision.
+    """
 
     def __init__(self, config: VelocityConfig) -> None:
         super().__init__()
         widths, blocks = config.widths, config.blocks
-        self.first = nn.Conv2d(12 * config.channels, widths[0], 3, padding=1)
+        seen = (4 if config.informed else 3) * config.channels
+        self.first = nn.Conv2d(4 * seen, widths[0], 3, padding=1)
         self.position = None
         if config.size is not None:
             height, width = (-(-side // config.multiple) * config.multiple for side in config.size)
@@ -132,6 +135,8 @@ class UNet(nn.Module):
 class VelocityNet(nn.Module):
     """The velocity ``v(x_t, t) = c_skip(t) x_t + c_out(t) F(c_in(t) x_t, t)``.
 
+    An informed network sees the F of a Gaussian too and adds a share of it to its own.
+
     F is a U-Net without normalisation layers: image i never depends on image j. Sides that do not
     fit it are padded by reflection inside and cropped after. The factors are computed in x_t's
     precision whatever that of the U-Net.
@@ -145,6 +150,12 @@ class VelocityNet(nn.Module):
         self.config = config
         self.embedding = TimeEmbedding()
         self.network = UNet(config)
+        self.share = nn.Parameter(torch.ones(())) if config.informed else None
+        self.gaussian: GaussianVelocity | None = None
+
+    def inform(self, gaussian: GaussianVelocity) -> None:
+        """Gives an informed network the Gaussian that it was, or is to be, trained with."""
+        self.gaussian = gaussian
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity of images.
@@ -175,17 +186,38 @@ class VelocityNet(nn.Module):
             )
         return preconditioning(_expanded(t.to(x_t.dtype)), self.config.sigma_data)
 
-    def residual(self, u: Tensor, t: Tensor) -> Tensor:
-        """The U-Net F for ``u = c_in x_t`` (B, C, H, W) and times t: (B, C, H, W)."""
+    def residual(self, u: Tensor, t: Tensor, linear: Tensor | None = None) -> Tensor:
+        """F for ``u = c_in x_t`` (B, C, H, W) and times t: (B, C, H, W).
+
+        Args:
+            u: Scaled points.
+            t: Their times.
+            linear: The Gaussian's velocities (B, C, H, W) where they are known already.
+        """
         self.config.check_shape(tuple(u.shape[1:]))
         height, width = u.shape[2:]
-        t = t.to(self.embedding.first.weight.dtype)
+        precise, t = t, t.to(self.embedding.first.weight.dtype)
         time = self.embedding(t.flatten(1).mean(1) if t.ndim > 1 else t)
         times = _expanded(t).expand(u.shape)
         seen = torch.where(times > 0.0, u, torch.zeros_like(u)).to(t.dtype)
         seen = torch.cat([seen, *_level_maps(times, self.config.sigma_data)], dim=1)
+        if self.config.informed:
+            hint = self._hint(u, precise, linear)
+            seen = torch.cat([seen, hint.to(t.dtype)], dim=1)
         out = self.network(_padded(seen, self.config.multiple), time)
-        return out[:, :, :height, :width].to(u.dtype).contiguous()
+        out = out[:, :, :height, :width].to(u.dtype).contiguous()
+        return out + self.share * hint if self.config.informed else out
+
+    def _hint(self, u: Tensor, t: Tensor, linear: Tensor | None) -> Tensor:
+        """The F of the Gaussian (B, C, H, W); 0 where a value is known."""
+        c_in, c_skip, c_out = self.factors(u, t)
+        x_t = u / c_in
+        if linear is None:
+            if self.gaussian is None:
+                raise FlowmendError("An informed network needs its Gaussian.")
+            linear = self.gaussian(x_t, t)
+        known = _expanded(t) >= 1.0
+        return torch.where(known, torch.zeros_like(u), (linear - c_skip * x_t) / c_out)
 
 
 def _expanded(t: Tensor) -> Tensor:

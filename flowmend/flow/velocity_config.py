@@ -27,6 +27,8 @@ class VelocityConfig:
             stands for until it is asked for another size.
         bits: Bits per channel of the training images.
         sigma_data: Standard deviation of images about their mean, on the range [-1, 1].
+        informed: Whether the network also sees what a Gaussian fitted to the training images
+            makes of a point; for one size only.
 
     Raises:
         FlowmendError: If a value makes no network; the message names it.
@@ -39,6 +41,7 @@ class VelocityConfig:
     crop: int = 64
     bits: int = 8
     sigma_data: float = 0.5
+    informed: bool = False
 
     def __post_init__(self) -> None:
         for field in ("widths", "blocks", "size"):
@@ -70,6 +73,8 @@ class VelocityConfig:
             self._refuse("'blocks' must have one entry for each level")
         if self.size is not None and len(self.size) != 2:
             self._refuse("'size' must be a height and a width, or nothing")
+        if type(self.informed) is not bool or (self.informed and self.size is None):
+            self._refuse("'informed' must be true or false, and needs a 'size'")
         if type(self.sigma_data) not in (int, float) or not 1e-3 <= self.sigma_data <= 1e3:
             self._refuse("'sigma_data' must be a number between 0.001 and 1000")
 

@@ -1,0 +1,88 @@
+"""The Gaussian's velocities for the mixed times of a training batch, at a bearable cost."""
+
+import torch
+from torch import Tensor
+
+from .chance import generator_at, time_maps
+from .flow import GaussianVelocity
+
+__all__ = ["HintBank"]
+
+MAPS = 24
+"""Maps of times that are at hand at any step."""
+EVERY = 20
+"""Steps after which the oldest map gives way to a new one: each costs a large factorisation."""
+
+
+class HintBank:
+    """A moving window over random maps of times, each with the Gaussian's gain for it.
+
+    Step s sees the maps numbered from ``s // 20`` on; a map depends on the seed and its number
+    alone, so that a resumed run sees the same.
+
+    Args:
+        gaussian: The Gaussian.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, gaussian: GaussianVelocity, seed: int) -> None:
+        self.gaussian, self.seed = gaussian, seed
+        self._maps: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def prepare(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Times (C, H, W) and gains (D, D), float32, that a step may use."""
+        first = step // EVERY
+        wanted = range(first, first + MAPS)
+        self._maps = {number: kept for number, kept in self._maps.items() if number in wanted}
+        for number in wanted:
+            if number not in self._maps:
+                times = self._times(number)
+                self._maps[number] = times, self.gaussian.gain(times).float()
+        return [self._maps[number] for number in wanted]
+
+    def _times(self, number: int) -> Tensor:
+        """A map that is not even."""
+        generator = generator_at(self.seed, 8, number)
+        while True:
+            for times in time_maps((16, *self.gaussian.mean.shape), generator):
+                if float(times.min()) < float(times.max()):
+                    return times
+
+    def draw(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, "Hints"]:
+        """Times (B, C, H, W) as :func:`flowmend.chance.time_maps`, the mixed ones of the window.
+
+        Returns the times and what gives the Gaussian's velocities of points at them.
+        """
+        maps = self.prepare(step)
+        times = time_maps((count, *self.gaussian.mean.shape), generator)
+        flat = times.flatten(1)
+        even = flat.amin(1) == flat.amax(1)
+        which = torch.randint(len(maps), (count,), generator=generator)
+        which = torch.where(even, -1, which)
+        chosen = torch.stack([maps[k][0] if k >= 0 else times[i] for i, k in enumerate(which)])
+        return chosen, Hints(self.gaussian, maps, which)
+
+
+class Hints:
+    """The Gaussian's velocities for one batch; see :class:`HintBank`."""
+
+    def __init__(
+        self, gaussian: GaussianVelocity, maps: list[tuple[Tensor, Tensor]], which: Tensor
+    ) -> None:
+        self.gaussian, self.maps, self.which = gaussian, maps, which
+
+    @torch.no_grad()
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Velocities (B, C, H, W) of points (B, C, H, W) at times (B, C, H, W)."""
+        x = x_t.float()
+        found = torch.empty_like(x)
+        self.gaussian.basis()
+        for k in self.which.unique().tolist():
+            rows = torch.nonzero(self.which == k).flatten()
+            if k < 0:
+                found[rows] = self.gaussian(x[rows], t[rows].flatten(1)[:, 0])
+                continue
+            times, gain = self.maps[k]
+            seen = (x[rows] - times.to(x) * self.gaussian.mean.to(x)).flatten(1)
+            found[rows] = (seen @ gain.to(x).T).view(-1, *x.shape[1:]) + self.gaussian.mean.to(x)
+        return found
