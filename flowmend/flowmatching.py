@@ -110,10 +110,10 @@ def _first_weights(first: ContinuousPrior, velocity: VelocityNet) -> dict[str, T
     if velocity.config.informed and not first.config.informed:
         weights["share"] = torch.zeros(())
         narrow = weights["network.first.weight"]
-        wide = narrow.new_zeros(velocity.network.first.weight.shape)
-        if wide.shape[1] > narrow.shape[1]:
-            wide[:, : narrow.shape[1]] = narrow
-            weights["network.first.weight"] = wide
+        more = velocity.network.first.in_channels - narrow.shape[1]
+        if more > 0:
+            zeros = narrow.new_zeros(len(narrow), more, *narrow.shape[2:])
+            weights["network.first.weight"] = torch.cat([narrow, zeros], dim=1)
     found = {key: value.shape for key, value in weights.items()}
     if found != {key: value.shape for key, value in velocity.state_dict().items()}:
         raise FlowmendError("Training can begin with a prior of the same architecture only.")
@@ -170,7 +170,7 @@ class MatchingRun(TrainingRun):
         super().__init__(out, config, recipe, images, validation, seed, device, len(self.owner))
         self.gaussian: GaussianPrior | None = None
         if self.whole and config.dimensions <= LARGEST_GAUSSIAN:
-            self.gaussian = self._fit_gaussian(progress)
+            self.gaussian = self._fit_gaussian(progress).as_stored()
         self.held = validation if self.whole else self._held_out_crops()
         self.stationary = self._fit_stationary()
         velocity = build_velocity(config, seed)

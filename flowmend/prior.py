@@ -139,6 +139,11 @@ class GaussianPrior(Prior):
         """Mean image (C, H, W)."""
         return self.whitening.mean
 
+    def as_stored(self) -> "GaussianPrior":
+        """The same as a weights file gives it back: its whitening matrix rounded to float16."""
+        matrix = self.whitening.matrix
+        return GaussianPrior(Whitening(self.mean, matrix.to(torch.float16).to(matrix.dtype)))
+
     def covariance(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Covariance C, shape (D, D)."""
         root = self.whitening.unwhitening.to(dtype)
