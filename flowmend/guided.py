@@ -142,39 +142,49 @@ def sample_posterior(
     guidance: Guidance,
     prior: Denoiser,
     *,
+    draws: int = 1,
     evaluations: int,
     churn: float,
     normal: Normal,
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> Tensor:
-    """One image for each measurement, drawn from p(x | y): (B, C, H, W), not clamped.
+    """Images drawn from p(x | y), some for each measurement: (N, B, C, H, W), not clamped.
+
+    All draws go from level to level together: what a prior prepares for a level serves them all.
 
     Args:
         guidance: The measurements.
         prior: Gives ``denoise``.
-        evaluations: Evaluations of the network, one for each level.
+        draws: How many N of each image.
+        evaluations: Evaluations of the network for each draw, one for each level.
         churn: Share of the noise that is drawn anew at each level: 0 follows the flow's own path,
             1 forgets where it came from and ends nearer to the mean.
         normal: Draws standard normal noise of a tensor's shape, as :func:`shared_noise`.
-        progress: Called with (evaluation, evaluations, what).
-        observe: Called with (evaluation, mean): the estimate (B, C, H, W) at every level.
+        progress: Called with (evaluation, evaluations, what), all draws counted.
+        observe: Called with (level, mean) after each level, the levels numbered from 0: the mean
+            (B, C, H, W) of the draws' estimates.
     """
     path = levels(evaluations)
-    mean = guidance.draw(normal)
-    x = mean + path[0] * normal(mean)
+    states = []
+    for _ in range(draws):
+        first = guidance.draw(normal)
+        states.append(first + path[0] * normal(first))
     for index, level in enumerate(path):
-        mean = guidance.mean(prior, x, level)
+        total = torch.zeros_like(states[0])
+        for draw, x in enumerate(states):
+            mean = states[draw] = guidance.mean(prior, x, level)
+            if progress is not None:
+                progress(index * draws + draw + 1, evaluations * draws, "")
+            total = total + mean
+            if index + 1 < evaluations:
+                noise = (x - mean) / level
+                if churn > 0:
+                    noise = math.sqrt(1.0 - churn**2) * noise + churn * normal(x)
+                states[draw] = mean + path[index + 1] * noise
         if observe is not None:
-            observe(index, mean)
-        if progress is not None:
-            progress(index + 1, evaluations, "")
-        if index + 1 < evaluations:
-            noise = (x - mean) / level
-            if churn > 0:
-                noise = math.sqrt(1.0 - churn**2) * noise + churn * normal(x)
-            x = mean + path[index + 1] * noise
-    return mean
+            observe(index, total / draws)
+    return torch.stack(states)
 
 
 def posterior(
@@ -197,43 +207,25 @@ def posterior(
         churn: As :func:`sample_posterior`.
         draws: Draws of each image, at least 2.
         generator: Source of the noise.
-        progress: Called with (evaluation, evaluations, what), all draws counted.
-        observe: Called with (evaluation, mean) after each evaluation: the mean (B, C, H, W) of
-            the draws that are finished, this one's estimate among them.
+        progress: As :func:`sample_posterior`.
+        observe: As :func:`sample_posterior`.
 
     Returns:
         Mean, standard deviation (of a pixel over the draws, n - 1) and the draws. Where single
         coordinates are known the mean is the network's own, in one evaluation, and not that of
         the draws.
     """
-    normal = shared_noise(generator)
-    total = torch.zeros_like(guidance.covariance.mean).expand(
-        len(guidance.y), *guidance.covariance.shape
+    samples = sample_posterior(
+        guidance,
+        prior,
+        draws=draws,
+        evaluations=evaluations,
+        churn=churn,
+        normal=shared_noise(generator),
+        progress=progress,
+        observe=observe,
     )
-    found: list[Tensor] = []
-    for draw in range(draws):
-
-        def move(done: int, count: int, what: str, draw: int = draw) -> None:
-            if progress is not None:
-                progress(draw * count + done, draws * count, "")
-
-        def watch(step: int, mean: Tensor, draw: int = draw, total: Tensor = total) -> None:
-            if observe is not None:
-                observe(draw * evaluations + step, (total + mean) / (draw + 1))
-
-        x = sample_posterior(
-            guidance,
-            prior,
-            evaluations=evaluations,
-            churn=churn,
-            normal=normal,
-            progress=move,
-            observe=watch,
-        )
-        found.append(x)
-        total = total + x
-    samples = torch.stack(found)
-    mean = total / draws
+    mean = samples.mean(0)
     if guidance.known is not None:
         with torch.no_grad():
             mean = guidance.known.mean(prior)
