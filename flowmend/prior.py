@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .covariance import fit_covariance
 from .errors import FlowmendError
 from .flow import (
     Bijection,
@@ -206,104 +207,8 @@ class GaussianPrior(Prior):
             smoothing: Weight of the shifted images, in [0, 1].
             shrinkage: Weight of the identity, in [0, 1].
         """
-        shape = tuple(images.shape[1:])
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        tenth = len(images) // 10
-        held, rest = images[order[:tenth]], images[order[tenth:]]
-        moments = _Moments(rest, bits, flip)
-        if tenth and (smoothing is None or shrinkage is None):
-            second = _Moments(held, bits, flip).second_about(moments.mean)
-            smoothing, shrinkage = _likeliest(
-                moments.covariance, second, shape, bits, smoothing, shrinkage
-            )
-        elif smoothing is None or shrinkage is None:
-            smoothing, shrinkage = smoothing or 0.0, 0.5 if shrinkage is None else shrinkage
-        moments = _Moments(images, bits, flip)
-        covariance = _regularised(moments.covariance, shape, bits, smoothing, shrinkage)
-        return cls.from_covariance(moments.mean.reshape(shape).float(), covariance)
-
-
-class _Moments:
-    """Mean (D,) and covariance (D, D) of uint8 images, in float64, a thousand at a time."""
-
-    def __init__(self, images: Tensor, bits: int, flip: bool) -> None:
-        parts = images.split(1024)
-        count = len(images) * (2 if flip else 1)
-        self.mean = sum(self._values(part, bits, flip).sum(0) for part in parts) / count
-        self.covariance = self.mean.new_zeros(len(self.mean), len(self.mean))
-        for part in parts:
-            x = self._values(part, bits, flip) - self.mean
-            self.covariance.addmm_(x.T, x)
-        self.covariance.div_(count)
-
-    @staticmethod
-    def _values(images: Tensor, bits: int, flip: bool) -> Tensor:
-        x = dequantise(images.double() / 255.0, bits)
-        return (torch.cat([x, x.flip(-1)]) if flip else x).flatten(1)
-
-    def second_about(self, centre: Tensor) -> Tensor:
-        """Second moment (D, D) about another centre (D,)."""
-        step = self.mean - centre
-        return self.covariance + torch.outer(step, step)
-
-
-def _regularised(
-    covariance: Tensor,
-    shape: tuple[int, int, int],
-    bits: int,
-    smoothing: float,
-    shrinkage: float,
-) -> Tensor:
-    """The covariance that :meth:`GaussianPrior.fit` describes."""
-    if smoothing:
-        covariance = covariance.lerp(_average_over_shifts(covariance, shape), smoothing)
-    scale = covariance.diagonal().mean()
-    covariance = covariance * (1.0 - shrinkage)
-    covariance.diagonal().add_(shrinkage * scale + 1.0 / (12.0 * 4.0**bits))
-    return covariance
-
-
-def _likeliest(
-    covariance: Tensor,
-    second: Tensor,
-    shape: tuple[int, int, int],
-    bits: int,
-    smoothing: float | None,
-    shrinkage: float | None,
-) -> tuple[float, float]:
-    """The shares under which held-out images with that second moment are likeliest."""
-
-    def surprise(shares: tuple[float, float]) -> float:
-        try:
-            factor = torch.linalg.cholesky(_regularised(covariance, shape, bits, *shares))
-        except torch.linalg.LinAlgError:
-            return math.inf
-        spread = torch.cholesky_solve(second, factor).diagonal().sum()
-        return float(2.0 * factor.diagonal().log().sum() + spread)
-
-    first = 0.0 if shrinkage is None else shrinkage
-    candidates = (0.0, 0.3, 0.6, 0.9) if smoothing is None else (smoothing,)
-    smoothing = min(candidates, key=lambda share: surprise((share, first)))
-    candidates = (0.0, 1e-3, 1e-2, 1e-1, 0.5) if shrinkage is None else (shrinkage,)
-    return smoothing, min(candidates, key=lambda share: surprise((smoothing, share)))
-
-
-def _average_over_shifts(covariance: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The covariance (D, D) of images shifted by a pixel, mean over the eight directions.
-
-    Pixels that a shift uncovers repeat the edge.
-    """
-    channels, height, width = shape
-    index = torch.arange(channels * height * width).reshape(shape)
-    total = torch.zeros_like(covariance)
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            if down or right:
-                rows = (torch.arange(height) + down).clamp(0, height - 1)
-                columns = (torch.arange(width) + right).clamp(0, width - 1)
-                taken = index[:, rows][:, :, columns].flatten()
-                total += covariance[taken][:, taken]
-    return total / 8.0
+        mean, covariance = fit_covariance(images, bits, flip, smoothing, shrinkage)
+        return cls.from_covariance(mean.float(), covariance)
 
 
 class FlowPrior(Prior):
