@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ METHODS = (
     "posterior",
 )
 """Names of methods; a second word is the start, where it is not the method's own."""
+SHOWN = ("faces32", "faces32-continuous")
+"""Priors of README.md's table, the one that needs no name first."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -140,11 +143,11 @@ def cell(record: dict) -> str:
     return f"{record['psnr']:.2f}{spread} / {record['ssim']:.3f}"
 
 
-def table(records: list[dict]) -> str:
+def table(records: list[dict], methods: Sequence[str] = METHODS) -> str:
     """A Markdown table of one run: methods by tasks."""
     cells = {(record["method"], record["task"]): record for record in records}
     lines = ["| method | " + " | ".join(TASKS) + " |", "|---" * (len(TASKS) + 1) + "|"]
-    for method in METHODS:
+    for method in methods:
         row = []
         for task in TASKS:
             record = cells.get((method, task))
@@ -189,11 +192,17 @@ def render(arguments: argparse.Namespace) -> None:
             f"{records[-1]['precision']} coupling networks. {'; '.join(commands)}.",
         ]
     (ROOT / "docs" / "defaults.md").write_text("\n".join(page) + "\n")
-    shown = next(key for key in groups if key[2] == "faces32")
+    shown = next(key for key in groups if key[2] == SHOWN[0])
+    records = list(groups[shown])
+    for key, others in groups.items():
+        if key[2] in SHOWN[1:] and key[:2] == shown[:2]:
+            named = f"{{}} ({key[2]})"
+            records += [other | {"method": named.format(other["method"])} for other in others]
+    extra = tuple(dict.fromkeys(r["method"] for r in records if r["method"] not in METHODS))
     text = (
         f"PSNR in dB ± standard error / SSIM on {shown[1]} test faces of CelebA at 32x32, prior "
-        f"`{shown[2]}`; {shown[3]} steps of Eq. 7 and MAP, 20 of fast-map, 40 of posterior:\n\n"
-        f"{table(groups[shown])}"
+        f"`{shown[2]}` where none is named; {shown[3]} steps of Eq. 7 and MAP, 20 of fast-map, 40 "
+        f"of posterior with `{shown[2]}`:\n\n{table(records, (*METHODS, *extra))}"
     )
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split("<!-- results -->")

@@ -25,7 +25,7 @@ from .stationary import StationaryGaussian
 from .training import LARGEST_GAUSSIAN, Progress, TrainingRun
 from .weights import add_to_card
 
-__all__ = ["MatchingRun", "finish", "held_out_loss", "held_out_psnr", "match", "matching_loss"]
+__all__ = ["MatchingRun", "finish", "likelihood_and_inverse", "match"]
 
 HELD_OUT = 512
 """Crops that are held out."""
@@ -243,30 +243,42 @@ def match(
     return run.drive(CHECKPOINT_SECONDS, progress, report)
 
 
-def finish(path: Path, validation: Sequence[Tensor] | Tensor, seed: int = 0) -> dict:
-    """Measures the likelihood and the inverse of the kept prior, and writes both into its card.
+@torch.no_grad()
+def likelihood_and_inverse(
+    prior: ContinuousPrior, validation: Sequence[Tensor] | Tensor, seed: int = 0
+) -> dict:
+    """What a card says of a prior's likelihood and inverse.
 
     Args:
-        path: A prior that :func:`match` returned.
+        prior: The prior.
         validation: Held-out images, uint8, as for :func:`match`; a few of them are enough.
         seed: Seed of the dequantisation noise and of the random signs.
 
     Returns:
-        The card, with ``val_bits_per_dim``, the mean over ``scored`` images or middles of them,
-        and ``round_trip_error``: their largest |decode(encode(x)) - x| on the [0, 1] scale.
+        ``val_bits_per_dim``, the mean over ``scored`` images or middles of them, and
+        ``round_trip_error``: their largest |decode(encode(x)) - x| on the [0, 1] scale.
     """
+    _, height, width = prior.shape
+    count = min(len(validation), max(2, SCORED_PIXELS // (height * width)))
+    middles = [middle_crop(image, height, width) for image in validation[:count]]
+    x = from_bytes(torch.stack(middles))
+    bits = prior.bits_per_dim(x, prior.config.bits, generator_at(seed, 0))
+    return {
+        "val_bits_per_dim": round(float(bits.mean()), 4),
+        "scored": count,
+        "round_trip_error": float((prior.round_trip(x) - x).abs().max()),
+    }
 
-    @torch.no_grad()
-    def measure(prior: ContinuousPrior) -> dict:
-        _, height, width = prior.shape
-        count = min(len(validation), max(2, SCORED_PIXELS // (height * width)))
-        middles = [middle_crop(image, height, width) for image in validation[:count]]
-        x = from_bytes(torch.stack(middles))
-        bits = prior.bits_per_dim(x, prior.config.bits, generator_at(seed, 0))
-        return {
-            "val_bits_per_dim": round(float(bits.mean()), 4),
-            "scored": count,
-            "round_trip_error": float((prior.round_trip(x) - x).abs().max()),
-        }
 
-    return add_to_card(path, measure)
+def finish(path: Path, validation: Sequence[Tensor] | Tensor, seed: int = 0) -> dict:
+    """Measures :func:`likelihood_and_inverse` of the kept prior, and writes it into its card.
+
+    Args:
+        path: A prior that :func:`match` returned.
+        validation: Held-out images.
+        seed: Seed.
+
+    Returns:
+        The card.
+    """
+    return add_to_card(path, lambda prior: likelihood_and_inverse(prior, validation, seed))

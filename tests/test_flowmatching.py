@@ -24,11 +24,9 @@ from flowmend.flow import FlowConfig, VelocityConfig, VelocityNet, build_velocit
 from flowmend.flowmatching import (
     MatchingRun,
     finish,
-    held_out_loss,
-    held_out_psnr,
     match,
-    matching_loss,
 )
+from flowmend.matching_loss import held_out_loss, held_out_psnr, matching_loss
 from flowmend.recipes import MatchingRecipe
 from flowmend.weights import load_prior
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 
 import flowmend as fm
+from flowmend.continuous import ContinuousPrior
 from flowmend.data import load_folder
+from flowmend.flowmatching import likelihood_and_inverse
+from flowmend.matching_loss import held_out_psnr
 from flowmend.train import held_out_bits, round_trip_error
 
 DATA = (
@@ -34,9 +37,13 @@ def main() -> None:
     card |= {
         "name": arguments.out.stem,
         "precision": "float16",
-        "val_bits_per_dim": round(held_out_bits(shipped, images), 4),
-        "round_trip_error": round_trip_error(shipped, images),
     }
+    if isinstance(shipped, ContinuousPrior):
+        card |= likelihood_and_inverse(shipped, images)
+        card["val_psnr_25"] = round(held_out_psnr(shipped, images), 4)
+    else:
+        card["val_bits_per_dim"] = round(held_out_bits(shipped, images), 4)
+        card["round_trip_error"] = round_trip_error(shipped, images)
     if shipped.gaussian is not None:
         x = images.float() / 255.0
         noise = torch.Generator().manual_seed(0)
