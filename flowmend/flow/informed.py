@@ -46,7 +46,9 @@ class GaussianVelocity(nn.Module):
     def gain(self, times: Tensor) -> Tensor:
         """``(C T - (1 - T)) M^-1``, (D, D), float64, for times (C, H, W) of every value."""
         t = times.double().flatten()
-        return torch.cholesky_solve(self._left(t).T, self._factor(t)).T
+        left = self.covariance * t
+        left.diagonal().sub_(1.0 - t)
+        return torch.cholesky_solve(left.T, self._factor(t)).T
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocities (B, C, H, W) of points (B, C, H, W) at times (B,) or (B, C, H, W).
@@ -57,10 +59,11 @@ class GaussianVelocity(nn.Module):
         if x_t.shape[1:] != self.mean.shape:
             raise FlowmendError(f"The Gaussian knows images of shape {tuple(self.mean.shape)}.")
         if t.ndim == 1:
-            distinct = t.unique()
-            if self._basis is not None or len(distinct) + self._factorised > PATIENCE:
+            distinct = t.detach().double().cpu().unique()
+            new = sum(self._find(time.expand(len(self.covariance))) is None for time in distinct)
+            if self._basis is not None or new + self._factorised > PATIENCE:
                 return self._even(x_t, t)
-            self._factorised += len(distinct)
+            self._factorised += new
             t = t.view(-1, 1, 1, 1).expand(x_t.shape)
         if bool((t == t[:1]).all()):
             return self._alike(x_t, t[0])
@@ -80,22 +83,21 @@ class GaussianVelocity(nn.Module):
         t = times.detach().double().cpu().flatten()
         seen = x_t.double().cpu().flatten(1) - t * self.mean.flatten()
         solved = torch.cholesky_solve(seen.T, self._factor(t)).T
-        return ((solved @ self._left(t).T).view(x_t.shape) + self.mean).to(x_t)
-
-    def _left(self, t: Tensor) -> Tensor:
-        """``C T - (1 - T)`` for times (D,)."""
-        left = self.covariance * t
-        left.diagonal().sub_(1.0 - t)
-        return left
+        velocity = (solved * t) @ self.covariance - (1.0 - t) * solved
+        return (velocity.view(x_t.shape) + self.mean).to(x_t)
 
     def _factor(self, t: Tensor) -> Tensor:
         """The Cholesky factor of ``M`` for times (D,); the last ones are kept."""
-        for times, factor in self._kept:
-            if torch.equal(times, t):
-                return factor
+        factor = self._find(t)
+        if factor is not None:
+            return factor
         with torch.inference_mode(False), torch.no_grad():
             matrix = t[:, None] * self.covariance * t
             matrix.diagonal().add_((1.0 - t).square())
             factor = torch.linalg.cholesky(matrix)
         self._kept = [(t.clone(), factor), *self._kept][:KEPT]
         return factor
+
+    def _find(self, t: Tensor) -> Tensor | None:
+        """A factor that was kept."""
+        return next((factor for times, factor in self._kept if torch.equal(times, t)), None)
