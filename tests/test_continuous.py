@@ -246,7 +246,7 @@ class WrongScale(ContinuousFlow):
 class WrongTrace(ContinuousFlow):
     def _slope(self, u, angle, speed, probe):
         value, trace = super()._slope(u, angle, speed, probe)
-        return value, 1.3 * trace
+        return value, 1.05 * trace
 
 
 class WrongSign(ContinuousFlow):
@@ -281,7 +281,7 @@ class LooksAtItsNeighbours(ContinuousFlow):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_checks_notice_a_broken_flow(broken, check, message):
-    sound = flow()
+    sound = flow(48, size=0.1)
     part = broken(sound.velocity, sound.shape, SIGMA, sound.evaluations)
     tolerance = {check_round_trip: 1e-3, check_logdet: 1e-4, check_batch: 1e-10}[check]
     x = images(2 if check is check_batch else 1)
@@ -551,14 +551,15 @@ def test_each_value_has_its_own_noise():
 
 
 def test_colours_of_a_grey_picture_are_unknown_coordinates():
-    whole = prior(VelocityConfig(channels=3, widths=(4, 6), blocks=(1, 1)), size=0.3)
-    y = pictures(whole)
+    config = VelocityConfig(channels=3, widths=(4, 6), blocks=(1, 1))
+    whole = prior(config, size=0.3).double()
+    y = pictures(whole).double()
     sigma = torch.full_like(y, torch.inf)
     sigma[:, 0] = 0.0
     found = whole.denoise(y, sigma)
-    torch.testing.assert_close(found.mean(1), y.mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.mean(1), y.mean(1))
     grey = y.mean(1, keepdim=True).expand_as(y)
-    torch.testing.assert_close(whole.denoise(grey, sigma), found, rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(whole.denoise(grey, sigma), found)
 
 
 def test_denoiser_of_any_size_and_its_gradient():

@@ -281,7 +281,7 @@ def test_epoch_of_photographs_covers_their_area(tmp_path, monkeypatch):
 @pytest.fixture(scope="module", params=CASES)
 def finished(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
-    recipe = dataclasses.replace(RECIPE, epochs=30)
+    recipe = dataclasses.replace(RECIPE, epochs=60)
     records, steps = [], []
     path = start(
         out,
@@ -298,8 +298,8 @@ def test_it_learns_to_denoise(finished):
     fresh = ContinuousPrior(build_velocity(config))
     prior = load_prior(finished["path"])
     held = run_in(finished["out"], finished["case"]).held
-    assert held_out_loss(prior, held) < 0.9 * held_out_loss(fresh, held)
-    assert held_out_psnr(prior, held) > held_out_psnr(fresh, held) + 0.15
+    assert held_out_loss(prior, held) < 0.85 * held_out_loss(fresh, held)
+    assert held_out_psnr(prior, held) > held_out_psnr(fresh, held) + 0.6
     best = min(finished["records"], key=lambda record: record["val_loss"])
     assert held_out_loss(prior, held) == pytest.approx(best["val_loss"], rel=1e-5)
     assert held_out_psnr(prior, held) == pytest.approx(best["val_psnr_25"], abs=1e-3)
@@ -308,7 +308,7 @@ def test_it_learns_to_denoise(finished):
 def test_log_card_and_samples(finished):
     out, records = finished["out"], finished["records"]
     assert log_of(out) == records
-    assert [record["epoch"] for record in records] == list(range(1, 31))
+    assert [record["epoch"] for record in records] == list(range(1, 61))
     for record in records:
         assert list(record) == [
             *("epoch", "train_loss", "val_loss", "val_psnr_25"),
@@ -319,13 +319,13 @@ def test_log_card_and_samples(finished):
     card = load_prior(finished["path"]).card
     assert card["epoch"] == best["epoch"]
     assert card["val_loss"] == round(best["val_loss"], 5)
-    assert MatchingRecipe(**card["recipe"]).epochs == 30
+    assert MatchingRecipe(**card["recipe"]).epochs == 60
     steps = [done for done, _, what in finished["steps"] if what.startswith("epoch")]
     assert steps == list(range(1, finished["steps"][-1][1] + 1))
     assert sorted(path.name for path in out.iterdir()) == [
         *("checkpoint.safetensors", "log.jsonl", "prior.json", "prior.safetensors", "samples"),
     ]
-    with Image.open(out / "samples" / "epoch-0030.png") as sheet:
+    with Image.open(out / "samples" / "epoch-0060.png") as sheet:
         assert sheet.size == (8 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2)
 
 
