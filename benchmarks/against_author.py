@@ -12,7 +12,6 @@ benchmarks/results/against_author.json and .md.
 
 import argparse
 import importlib.util
-import json
 import statistics
 import sys
 import time
@@ -28,7 +27,8 @@ from flowmend.latent import minimise
 from flowmend.objective import likelihood
 from flowmend.operators import Identity
 from flowmend.prior import FlowPrior
-from flowmend.provenance import provenance
+from flowmend.provenance import provenance, told
+from flowmend.report import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 ALPHA = 0.025
@@ -166,9 +166,7 @@ def page(result: dict) -> str:
             f"GFLOP/s, {100 * share:.0f} % of the {rate['product']:.0f} of a matrix product of "
             f"side {MATRIX}{wanted}."
         )
-    made = result["made_with"]
-    told = f"Commit {made['commit']}, torch {made['torch']}, {made['device']}: `{made['command']}`"
-    return "\n".join([*lines, "", told]) + "\n"
+    return "\n".join([*lines, "", told(result["made_with"])]) + "\n"
 
 
 def main() -> None:
@@ -212,8 +210,7 @@ def main() -> None:
         "rates": rates,
         "made_with": provenance(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "against_author.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out / "against_author.json", result)
     (arguments.out / "against_author.md").write_text(page(result))
     print(page(result))
 

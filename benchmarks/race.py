@@ -10,7 +10,6 @@ benchmarks/results/race.json and .md.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import flowmend as fm
 from flowmend.data import load_folder
 from flowmend.device import default_precision
 from flowmend.pixels import from_bytes, round_to_bytes
-from flowmend.provenance import provenance
-from flowmend.report import mean_or_none
+from flowmend.provenance import provenance, told
+from flowmend.report import mean_or_none, write_json
 from flowmend.solver import solve
 from flowmend.weights import find_weights, sha256_of
 
@@ -130,9 +129,7 @@ def page(result: dict) -> str:
         "Where the LMMSE start alone is as good as the recipe: "
         f"{', '.join(at_once) or 'nowhere'}.",
     ]
-    made = result["made_with"]
-    told = f"Commit {made['commit']}, torch {made['torch']}, {made['device']}: `{made['command']}`"
-    return "\n".join([*lines, "", told]) + "\n"
+    return "\n".join([*lines, "", told(result["made_with"])]) + "\n"
 
 
 def main() -> None:
@@ -160,8 +157,7 @@ def main() -> None:
         "rows": rows,
         "made_with": provenance(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "race.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out / "race.json", result)
     (arguments.out / "race.md").write_text(page(result))
     print(page(result))
 

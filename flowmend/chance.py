@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .pixels import path_time
+
 __all__ = ["generator_at", "mirrored", "random_crop", "stratified_times", "time_maps"]
 
 
@@ -59,7 +61,7 @@ def time_maps(shape: tuple[int, int, int, int], generator: torch.Generator) -> T
     times = stratified_times(batch, generator)[torch.randperm(batch, generator=generator)]
     even = times.view(-1, 1, 1, 1).expand(shape)
     known = _known_values(shape, generator)
-    high = torch.where(chances() < 0.6, 1.0, 1.0 / (1.0 + 2.0 * 0.002 * 150.0 ** chances()))
+    high = torch.where(chances() < 0.6, 1.0, path_time(0.002 * 150.0 ** chances()))
     low = torch.where(chances() < 0.6, 0.0, chances() * high)
     some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
     mixed = (chances() < 2.0 / 3.0) & some.view(-1, 1, 1, 1)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .cosines import mix_channels, unmix_channels
+from .cosines import mix_channels
 from .errors import FlowmendError
 from .flow import (
     EVALUATIONS,
@@ -21,13 +21,14 @@ from .flow import (
     GaussianVelocity,
     VelocityConfig,
     VelocityNet,
+    expanded,
     standard_normal_log_prob,
 )
-from .pixels import centre, dequantise, uncentre
+from .pixels import centre, dequantise, path_time
 from .prior import GaussianPrior, Prior
 from .stationary import StationaryGaussian
 
-__all__ = ["ContinuousPrior", "time_of"]
+__all__ = ["ContinuousPrior"]
 
 
 class ContinuousPrior(Prior):
@@ -140,11 +141,11 @@ class ContinuousPrior(Prior):
 
     def to_network(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] as the network sees them: centred, colours mixed."""
-        return mix_channels(centre(x))
+        return self.centre.encode(x)[0]
 
     def from_network(self, u: Tensor) -> Tensor:
         """The inverse of :meth:`to_network`."""
-        return uncentre(unmix_channels(u))
+        return self.centre.decode(u)[0]
 
     def round_trip(self, x: Tensor) -> Tensor:
         """``decode(encode(x))`` of images (B, C, H, W) in [0, 1], without the determinants."""
@@ -212,8 +213,8 @@ class ContinuousPrior(Prior):
             raise FlowmendError("sigma must be finite and at least 0.")
         if sigma.ndim < 4:
             sigma = sigma.expand(len(y))
-        t = time_of(sigma)
-        times = t.view(-1, 1, 1, 1) if t.ndim == 1 else t
+        t = path_time(sigma)
+        times = expanded(t)
         u = self.to_network(y)
         x_t = torch.where(times > 0.0, times * u, torch.zeros_like(u))
         estimate = x_t + (1.0 - times) * self.velocity(x_t, t)
@@ -233,8 +234,3 @@ def _gaussian_velocity(gaussian: GaussianPrior | None) -> GaussianVelocity:
     return GaussianVelocity(
         mix_channels(centre(gaussian.mean.cpu().double()[None]))[0], covariance
     )
-
-
-def time_of(sigma: Tensor) -> Tensor:
-    """The time at which a path has noise of sigma on the [0, 1] scale: ``1 / (1 + 2 sigma)``."""
-    return 1.0 / (1.0 + 2.0 * sigma)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .chance import generator_at, stratified_times
 from .continuous import ContinuousPrior
-from .flow import VelocityNet
+from .flow import VelocityNet, expanded
 from .metrics import psnr
 from .pixels import dequantise, from_bytes
 
@@ -41,7 +41,7 @@ def matching_loss(
         linear: Gives the Gaussian's velocities of points at times, for an informed network; None
             lets the network compute them.
     """
-    times = (t.view(-1, 1, 1, 1) if t.ndim == 1 else t).expand(x.shape)
+    times = expanded(t).expand(x.shape)
     x_t = (1.0 - times) * noise + times * x
     c_in, c_skip, c_out = velocity.factors(x_t, t)
     target = (x - noise - c_skip * x_t) / c_out

@@ -17,6 +17,7 @@ __all__ = [
     "from_bytes",
     "grid",
     "on_byte_grid",
+    "path_time",
     "quantisation_sigma",
     "reduce_bits",
     "round_to_bytes",
@@ -36,6 +37,18 @@ def centre(x: Tensor) -> Tensor:
 def uncentre(u: Tensor) -> Tensor:
     """Maps [-1, 1] back to [0, 1]; the inverse of :func:`centre`."""
     return 0.5 * (u + 1.0)
+
+
+def path_time(sigma: Tensor) -> Tensor:
+    """The time t at which a path ``t u + (1 - t) e`` to a centred image u has noise of sigma.
+
+    Args:
+        sigma: Standard deviation of the noise on the [0, 1] scale, twice as large once centred.
+
+    Returns:
+        ``1 / (1 + 2 sigma)``: 1 without noise, 0 where it is infinite.
+    """
+    return 1.0 / (1.0 + 2.0 * sigma)
 
 
 def to_bytes(x: Tensor) -> Tensor:

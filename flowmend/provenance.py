@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["device_name", "package_version", "provenance"]
+__all__ = ["device_name", "package_version", "provenance", "told"]
 
 
 def package_version(name: str = "flowmend") -> str:
@@ -47,6 +47,12 @@ def _commit() -> str:
         return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def told(made_with: dict[str, str]) -> str:
+    """What :func:`provenance` gave, as a line of a page."""
+    place = f"torch {made_with['torch']}, {made_with['device']}"
+    return f"Commit {made_with['commit']}, {place}: `{made_with['command']}`"
 
 
 def provenance(device: str | torch.device = "cpu", command: str | None = None) -> dict[str, str]:

@@ -7,15 +7,15 @@ import json
 
 import pytest
 import torch
-from conftest import smooth_images
+from conftest import save_png, smooth_images
 from properties import randomise
 
 import flowmend as fm
 from flowmend.chance import time_maps
-from flowmend.continuous import ContinuousPrior, time_of
+from flowmend.continuous import ContinuousPrior
 from flowmend.coordinates import known_coordinates
 from flowmend.errors import FlowmendError
-from flowmend.flow import GaussianVelocity, VelocityConfig, build_velocity
+from flowmend.flow import VelocityConfig, build_velocity
 from flowmend.flowmatching import MatchingRun, match
 from flowmend.hints import EVERY, MAPS, HintBank
 from flowmend.prior import GaussianPrior
@@ -241,44 +241,25 @@ def test_it_learns_more_than_the_gaussian(tmp_path):
 
 
 def test_commands(run, tmp_path):
-    from conftest import save_png
-
+    faces = tmp_path / "faces"
     for index, image in enumerate(smooth_images(24, 3, 8, 8)):
-        save_png(tmp_path / "faces" / f"{index:02}.png", image)
-    options = ("--kind", "continuous", "--size", 8, "--hidden", "4,6", "--steps", "1,1")
-    options = (*options, "--epochs", 1, "--batch", 8)
-    assert (
-        run("train", tmp_path / "faces", "--out", tmp_path / "a", "--no-informed", *options).code
-        == 0
-    )
-    assert (
-        run(
-            "train",
-            tmp_path / "faces",
-            "--out",
-            tmp_path / "b",
-            "--init",
-            tmp_path / "a",
-            *options,
-        ).code
-        == 0
-    )
+        save_png(faces / f"{index:02}.png", image)
+
+    def trained(name, *more):
+        options = ("--kind", "continuous", "--size", 8, "--hidden", "4,6", "--steps", "1,1")
+        options = (*options, "--epochs", 1, "--batch", 8, *more)
+        return run("train", faces, "--out", tmp_path / name, *options)
+
+    assert trained("plain", "--no-informed").code == 0
+    assert trained("informed", "--init", tmp_path / "plain").code == 0
     informed = [
         json.loads((tmp_path / name / "prior.json").read_text())["config"]["informed"]
-        for name in ("a", "b")
+        for name in ("plain", "informed")
     ]
     assert informed == [False, True]
-    outcome = run(
-        "train", tmp_path / "faces", "--out", tmp_path / "c", "--init", "faces32", *options
-    )
+    outcome = trained("other", "--init", "faces32")
     assert outcome.code == 1
     assert "continuous prior" in outcome.err
-    outcome = run(
-        "train", tmp_path / "faces", "--out", tmp_path / "c", "--init", "x", "--epochs", 1
-    )
+    outcome = run("train", faces, "--out", tmp_path / "c", "--init", "x", "--epochs", 1)
+    assert outcome.code == 1
     assert "--init is an option of --kind continuous" in outcome.err
-
-
-def test_times_and_noise_levels_are_the_same_thing():
-    assert float(time_of(torch.tensor(0.5))) == 0.5
-    assert isinstance(velocity_of(prior()), GaussianVelocity)

@@ -14,7 +14,7 @@ from .layers import (
     standard_normal_log_prob,
 )
 from .multiscale import PRESETS, FlowConfig, MultiscaleFlow, build_flow, preset
-from .velocity import VelocityNet, build_velocity, preconditioning
+from .velocity import VelocityNet, build_velocity, expanded, preconditioning
 from .velocity_config import VelocityConfig
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Whitening",
     "build_flow",
     "build_velocity",
+    "expanded",
     "preconditioning",
     "preset",
     "standard_normal_log_prob",

@@ -22,7 +22,7 @@ from ..errors import FlowmendError
 from .informed import GaussianVelocity
 from .velocity_config import VelocityConfig
 
-__all__ = ["VelocityNet", "build_velocity", "preconditioning"]
+__all__ = ["VelocityNet", "build_velocity", "expanded", "preconditioning"]
 
 FREQUENCIES, EMBEDDING = 16, 64
 
@@ -184,7 +184,7 @@ class VelocityNet(nn.Module):
                 f"{len(x_t)} images need as many times, or one for every value; got "
                 f"{tuple(t.shape)}."
             )
-        return preconditioning(_expanded(t.to(x_t.dtype)), self.config.sigma_data)
+        return preconditioning(expanded(t.to(x_t.dtype)), self.config.sigma_data)
 
     def residual(self, u: Tensor, t: Tensor, linear: Tensor | None = None) -> Tensor:
         """F for ``u = c_in x_t`` (B, C, H, W) and times t: (B, C, H, W).
@@ -198,7 +198,7 @@ class VelocityNet(nn.Module):
         height, width = u.shape[2:]
         precise, t = t, t.to(self.embedding.first.weight.dtype)
         time = self.embedding(t.flatten(1).mean(1) if t.ndim > 1 else t)
-        times = _expanded(t).expand(u.shape)
+        times = expanded(t).expand(u.shape)
         seen = torch.where(times > 0.0, u, torch.zeros_like(u)).to(t.dtype)
         seen = torch.cat([seen, *_level_maps(times, self.config.sigma_data)], dim=1)
         if self.config.informed:
@@ -216,11 +216,11 @@ class VelocityNet(nn.Module):
             if self.gaussian is None:
                 raise FlowmendError("An informed network needs its Gaussian.")
             linear = self.gaussian(x_t, t)
-        known = _expanded(t) >= 1.0
+        known = expanded(t) >= 1.0
         return torch.where(known, torch.zeros_like(u), (linear - c_skip * x_t) / c_out)
 
 
-def _expanded(t: Tensor) -> Tensor:
+def expanded(t: Tensor) -> Tensor:
     """Times as they are multiplied with images: (B, 1, 1, 1) or (B, C, H, W)."""
     return t.view(-1, 1, 1, 1) if t.ndim == 1 else t
 
