@@ -5,7 +5,10 @@ from torch import Tensor
 
 from .pixels import path_time
 
-__all__ = ["generator_at", "mirrored", "random_crop", "stratified_times", "time_maps"]
+__all__ = ["MIXED", "generator_at", "mirrored", "random_crop", "stratified_times", "time_maps"]
+
+MIXED = 2.0 / 3.0
+"""Share of the images whose values have times of several kinds, unless a recipe says so."""
 
 
 def generator_at(seed: int, *place: int) -> torch.Generator:
@@ -41,30 +44,38 @@ def stratified_times(count: int, generator: torch.Generator | None = None) -> Te
     return (torch.arange(count) + place) / count
 
 
-def time_maps(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+def time_maps(
+    shape: tuple[int, int, int, int],
+    generator: torch.Generator,
+    mixed: float = MIXED,
+    lean: float = 1.0,
+) -> Tensor:
     """Times of every value of images (B, C, H, W), in the colour coordinates of a network.
 
-    A third of the images have one time, uniform in [0, 1]: the flow. Of the others some values
-    are known, exactly or with noise of 0.002 to 0.3 on the [0, 1] scale, and the rest unknown, or
-    noisier: all but a rectangle, a rectangle, scattered cells of 1, 2 or 4 pixels, the grey of a
-    picture, or some of these at once.
+    Some images have one time ``1 - u^lean``, u uniform in [0, 1]: the flow. Of the others some
+    values are known, exactly or with noise of 0.002 to 0.3 on the [0, 1] scale, and the rest
+    unknown, or noisier: all but a rectangle, a rectangle, scattered cells of 1, 2 or 4 pixels, the
+    grey of a picture, or some of these at once.
 
     Args:
         shape: Shape of the images.
         generator: Source of all that is random.
+        mixed: Share of the images with times of several kinds.
+        lean: 1 spreads the single times evenly, more moves them to where noise is low.
     """
     batch = shape[0]
 
     def chances() -> Tensor:
         return torch.rand(batch, 1, 1, 1, generator=generator)
 
-    times = stratified_times(batch, generator)[torch.randperm(batch, generator=generator)]
+    places = stratified_times(batch, generator)[torch.randperm(batch, generator=generator)]
+    times = 1.0 - (1.0 - places) ** lean
     even = times.view(-1, 1, 1, 1).expand(shape)
     known = _known_values(shape, generator)
     high = torch.where(chances() < 0.6, 1.0, path_time(0.002 * 150.0 ** chances()))
     low = torch.where(chances() < 0.6, 0.0, chances() * high)
     some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
-    mixed = (chances() < 2.0 / 3.0) & some.view(-1, 1, 1, 1)
+    mixed = (chances() < mixed) & some.view(-1, 1, 1, 1)
     return torch.where(mixed, torch.where(known, high, low), even).contiguous()
 
 

@@ -170,7 +170,8 @@ class MatchingRun(TrainingRun):
         x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
         start = torch.randn(x.shape, generator=noise).to(self.device)
         if self.bank is None:
-            t, hints = time_maps(tuple(x.shape), noise), None
+            recipe = self.recipe
+            t, hints = time_maps(tuple(x.shape), noise, recipe.mixed, recipe.lean), None
         else:
             t, hints = self.bank.draw(len(x), self.step, noise)
         x, t = x.to(self.device), t.to(self.device)

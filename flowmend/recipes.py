@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .chance import MIXED
 from .errors import FlowmendError
 
 __all__ = ["RECIPES", "MatchingRecipe", "Recipe"]
@@ -115,6 +116,9 @@ class MatchingRecipe(Recipe):
         minutes: Training ends after so many minutes, the learning rate falling with the clock
             where that is faster than with the steps; 0 for no limit. Two runs with a limit
             differ, and a resumed one goes on with the minutes that are left.
+        mixed: Share of the images that have times of several kinds, as in
+            :func:`flowmend.chance.time_maps`; an informed network takes the default.
+        lean: How much single times lean to low noise, likewise; 1 is not at all.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
     """
@@ -127,11 +131,17 @@ class MatchingRecipe(Recipe):
     warmup: int = 200
     averaging: float = 0.999
     minutes: float = 0.0
+    mixed: float = MIXED
+    lean: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.minutes >= 0 or not math.isfinite(self.minutes):
             raise FlowmendError("The minutes of training must be a number of at least 0.")
+        if not 0 <= self.mixed <= 1:
+            raise FlowmendError("The share of mixed times must lie between 0 and 1.")
+        if not 1 <= self.lean <= 10:
+            raise FlowmendError("The lean to low noise must lie between 1 and 10.")
 
     def _warmup(self, steps: float) -> float:
         return min(self.warmup, max(20.0, steps / 20.0))

@@ -21,6 +21,8 @@ __all__ = ["train_continuous"]
 
 UNLIMITED = 10**6
 """Epochs where only the minutes count."""
+CROPS = {"batch": 16, "mixed": 1.0 / 3.0, "lean": 2.0}
+"""How photographs are learnt: mostly as pictures with a little noise all over."""
 
 
 def train_continuous(
@@ -67,7 +69,7 @@ def train_continuous(
         raise FlowmendError(f"--init needs a continuous prior, and '{init}' holds another.")
     if wanted.get("minutes") and "epochs" not in wanted:
         wanted = wanted | {"epochs": UNLIMITED}
-    recipe = MatchingRecipe(**wanted)
+    recipe = MatchingRecipe(**(wanted if config.size else CROPS | wanted))
     load = load_folder if config.size else load_photographs
     images, validation = read_folders(
         lambda path, progress: load(path, config, progress), folder, val, seed

@@ -75,7 +75,7 @@ def train(
         int | None,
         typer.Option(
             help="continuous: side of the crops to train on; the prior then takes images of every "
-            "size. Default: 64, unless --size is given."
+            "size. Default: 96, unless --size is given."
         ),
     ] = None,
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,

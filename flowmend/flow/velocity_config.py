@@ -38,7 +38,7 @@ class VelocityConfig:
     widths: tuple[int, ...] = (64, 128, 192)
     blocks: tuple[int, ...] = ()
     size: tuple[int, int] | None = None
-    crop: int = 64
+    crop: int = 96
     bits: int = 8
     sigma_data: float = 0.5
     informed: bool = False
