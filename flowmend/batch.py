@@ -18,7 +18,17 @@ from .restoration import restore
 from .solution import Solution
 from .tasks import Task
 
-__all__ = ["Item", "conform", "find_items", "restore_items", "results", "save_report"]
+__all__ = [
+    "Item",
+    "as_picture",
+    "conform",
+    "find_items",
+    "finish",
+    "read_reference",
+    "restore_items",
+    "results",
+    "save_report",
+]
 
 Progress = Callable[[int, int, str], None]
 WHITE_STD = 0.2
@@ -33,6 +43,7 @@ class Item:
     output: Path
     reference_path: Path | None = None
     measurement: Tensor | None = None
+    picture: Tensor | None = None
     reference: Tensor | None = None
     restored: Tensor | None = None
     psnr: float | None = None
@@ -135,12 +146,7 @@ def conform(image: Tensor, shape: tuple[int, ...], path: Path) -> Tensor:
         if tuple(image.shape) != shape:
             raise FlowmendError(f"'{path}' holds {len(image)} measurements instead of {shape[0]}.")
         return image
-    if image.ndim == 2:
-        image = image[None]
-    if image.ndim == 3 and image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
-        image = image.permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise FlowmendError(f"'{path}' is an array of shape {tuple(image.shape)}, not an image.")
+    image = as_picture(image, path)
     channels, height, width = shape
     if tuple(image.shape[1:]) != (height, width):
         raise FlowmendError(
@@ -152,6 +158,17 @@ def conform(image: Tensor, shape: tuple[int, ...], path: Path) -> Tensor:
     return image.mean(0, keepdim=True) if image.shape[0] > channels else image
 
 
+def as_picture(image: Tensor, path: Path) -> Tensor:
+    """What a file holds as an image (C, H, W), C 1 or 3; :class:`FlowmendError` if it is none."""
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim == 3 and image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
+        image = image.permute(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise FlowmendError(f"'{path}' is an array of shape {tuple(image.shape)}, not an image.")
+    return image
+
+
 def _read(item: Item, task: Task) -> None:
     try:
         image = read_image(item.input)
@@ -159,14 +176,20 @@ def _read(item: Item, task: Task) -> None:
     except FlowmendError as error:
         item.status = str(error)
         return
-    if item.reference_path is not None:
-        try:
-            if not item.reference_path.exists():
-                raise FlowmendError(f"no reference for it ('{item.reference_path}')")
-            image = read_image(item.reference_path)
-            item.reference = conform(image, task.operator.shape, item.reference_path)
-        except FlowmendError as error:
-            item.warnings.append(str(error))
+    read_reference(item, task.operator.shape)
+
+
+def read_reference(item: Item, shape: tuple[int, ...]) -> None:
+    """Reads the truth of an item; what is wrong with it becomes one of the item's warnings."""
+    if item.reference_path is None:
+        return
+    try:
+        if not item.reference_path.exists():
+            raise FlowmendError(f"no reference for it ('{item.reference_path}')")
+        image = read_image(item.reference_path)
+        item.reference = conform(image, shape, item.reference_path)
+    except FlowmendError as error:
+        item.warnings.append(str(error))
 
 
 def restore_items(
@@ -238,23 +261,34 @@ def restore_items(
         )
         seconds += time.monotonic() - begun
         pictures = task.picture(y).cpu()
-        for place, (item, x, status, picture) in enumerate(
-            zip(part, solution.x.cpu(), solution.status, pictures, strict=True)
-        ):
-            save_image(item.output, x)
-            item.restored, item.status = x, "restored"
-            item.sigma = _sigma_of(solution, place)
-            if not status.startswith(("finished", "settled")):
-                item.warnings.append(status)
-            if solution.std is not None:
-                item.std = solution.std[place].cpu()
-                draws = solution.samples[:, place].cpu()
-                _save_posterior(item.output.with_suffix(""), item.std, draws)
-            if item.reference is not None:
-                item.psnr = psnr(x[None], item.reference[None])[0]
-                item.ssim = ssim(x[None], item.reference[None])[0]
-                item.input_psnr = psnr(picture[None], item.reference[None])[0]
+        for place, (item, picture) in enumerate(zip(part, pictures, strict=True)):
+            finish(item, solution, place, picture)
     return seconds
+
+
+def finish(item: Item, solution: Solution, place: int, picture: Tensor) -> None:
+    """Saves what became of an item and compares it with its reference.
+
+    Args:
+        item: The item.
+        solution: That of its batch.
+        place: Its place in the batch.
+        picture: Its measurement as an image (C, H, W).
+    """
+    x, status = solution.x[place].cpu(), solution.status[place]
+    save_image(item.output, x)
+    item.restored, item.status, item.picture = x, "restored", picture
+    item.sigma = _sigma_of(solution, place)
+    if not status.startswith(("finished", "settled")):
+        item.warnings.append(status)
+    if solution.std is not None:
+        item.std = solution.std[place].cpu()
+        draws = solution.samples[:, place].cpu()
+        _save_posterior(item.output.with_suffix(""), item.std, draws)
+    if item.reference is not None:
+        item.psnr = psnr(x[None], item.reference[None])[0]
+        item.ssim = ssim(x[None], item.reference[None])[0]
+        item.input_psnr = psnr(picture[None], item.reference[None])[0]
 
 
 def _sigma_of(solution: Solution, place: int) -> float | None:
@@ -293,7 +327,7 @@ def _caption(psnr_value: float | None, ssim_value: float | None = None) -> str:
     return text if ssim_value is None else f"{text} / {ssim_value:.3f}"
 
 
-def save_report(path: Path, items: list[Item], task: Task, note: str) -> None:
+def save_report(path: Path, items: list[Item], note: str) -> None:
     """Draws input | restored | std | reference, with PSNR / SSIM, for the restored items."""
     done = [item for item in items if item.restored is not None]
     with_reference = any(item.reference is not None for item in done)
@@ -302,7 +336,7 @@ def save_report(path: Path, items: list[Item], task: Task, note: str) -> None:
     heads += ["reference"] if with_reference else []
     rows = []
     for item in done:
-        images: list[Tensor | None] = [task.picture(item.measurement[None])[0], item.restored]
+        images: list[Tensor | None] = [item.picture, item.restored]
         captions = [_caption(item.input_psnr), _caption(item.psnr, item.ssim)]
         if with_std:
             images.append(None if item.std is None else (item.std / WHITE_STD).clamp(0.0, 1.0))

@@ -34,7 +34,16 @@ from .least_squares import HasAdjoint, conjugate_gradients
 from .solution import Posterior
 from .stationary import StationaryGaussian
 
-__all__ = ["Denoiser", "Guidance", "levels", "posterior", "sample_posterior", "shared_noise"]
+__all__ = [
+    "UNFINISHED",
+    "Denoiser",
+    "Guidance",
+    "levels",
+    "posterior",
+    "sample_posterior",
+    "shared_noise",
+    "splitting",
+]
 
 Progress = Callable[[int, int, str], None]
 Observe = Callable[[int, Tensor], None]
@@ -42,6 +51,9 @@ Normal = Callable[[Tensor], Tensor]
 MOST_NOISE, LEAST_NOISE = 1.0, 0.004
 """Levels between which noise is taken away, on the [0, 1] scale: at the first only the coarsest
 structure of an image is left, and the last is the rounding of 8 bits."""
+UNFINISHED = "not finite: no image was found"
+SPLITTING_NOISE = 0.1
+"""First level of half-quadratic splitting, about what is wrong with the Gaussian's estimate."""
 CURVE = 5.0
 """Exponent of the levels: 1 spaces them evenly, more puts more of them at low noise."""
 
@@ -116,6 +128,14 @@ class Guidance:
         lack = self.y - self.operator.A(x) - self.sigma * normal(self.y)
         return x + self._gain(lack, lambda v: gaussian.apply(v, lambda variance: variance))
 
+    def wiener(self) -> Tensor:
+        """The posterior mean under a Gaussian alone, images (B, C, H, W)."""
+        if self.gaussian is not None:
+            return self.gaussian.mean(self.y)
+        mean = self.covariance.mean.expand(len(self.y), *self.covariance.shape)
+        lack = self.y - self.operator.A(mean)
+        return mean + self._gain(lack, lambda v: self.covariance.apply(v, lambda var: var))
+
     def _gain(self, residual: Tensor, spread: Callable[[Tensor], Tensor]) -> Tensor:
         """``S A' (A S A' + sigma^2 I)^-1 r``, S given by what it makes of images."""
 
@@ -187,6 +207,44 @@ def sample_posterior(
     return torch.stack(states)
 
 
+@torch.no_grad()
+def splitting(
+    guidance: Guidance,
+    prior: Denoiser,
+    *,
+    evaluations: int = 10,
+    progress: Progress | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """One estimate of every image (B, C, H, W), not clamped, without any draw.
+
+    Half-quadratic splitting: from the Gaussian's own posterior mean, denoising and data in turn
+    at falling noise levels, each from where the last ended. Where single coordinates are known it
+    is the posterior mean, in one evaluation of the network.
+
+    Sources: From Learning Models of Natural Image Patches to Whole Image Restoration (Zoran and
+    Weiss, 2011), https://doi.org/10.1109/ICCV.2011.6126278; Plug-and-Play Image Restoration with
+    Deep Denoiser Prior (Zhang et al., 2021), https://arxiv.org/abs/2008.13751
+
+    Args:
+        guidance: The measurements.
+        prior: Gives ``denoise``.
+        evaluations: Evaluations of the network, one for each level.
+        progress: Called with (evaluation, evaluations, what).
+        observe: Called with (level, estimate) after each level, the levels numbered from 0.
+    """
+    exact = guidance.known is not None
+    path = [0.0] if exact else levels(evaluations, SPLITTING_NOISE)
+    x = guidance.wiener()
+    for index, level in enumerate(path):
+        x = guidance.known.mean(prior) if exact else guidance.mean(prior, x, level)
+        if progress is not None:
+            progress(index + 1, len(path), "")
+        if observe is not None:
+            observe(index, x)
+    return x
+
+
 def posterior(
     guidance: Guidance,
     prior: Denoiser,
@@ -230,5 +288,5 @@ def posterior(
         with torch.no_grad():
             mean = guidance.known.mean(prior)
     finite = torch.isfinite(mean).flatten(1).all(1).tolist()
-    status = ["finished" if fine else "not finite: no image was found" for fine in finite]
+    status = ["finished" if fine else UNFINISHED for fine in finite]
     return Posterior(mean, samples.std(0), samples, {}, status)

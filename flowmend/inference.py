@@ -8,7 +8,7 @@ from torch import Tensor
 from .continuous import ContinuousPrior
 from .coordinates import known_coordinates
 from .errors import FlowmendError
-from .guided import Guidance, posterior
+from .guided import UNFINISHED, Guidance, posterior, splitting
 from .methods import Method
 from .noise import Gaussian
 from .operators import LinearOperator
@@ -55,6 +55,8 @@ def infer(request: Request, prior: Prior) -> Solution:
     """
     if isinstance(prior, ContinuousPrior):
         return _guided(request, prior)
+    if request.method.name == "splitting":
+        raise FlowmendError("The method splitting needs the denoiser of a continuous flow.")
     if isinstance(prior, FlowPrior) and prior.gaussian is not None:
         return _whitened(request, prior)
     raise FlowmendError(
@@ -118,17 +120,17 @@ def _whitened(request: Request, prior: FlowPrior) -> Solution:
 
 
 def _guided(request: Request, prior: ContinuousPrior) -> Solution:
-    if request.method.name != "posterior":
+    if request.method.name not in ("posterior", "splitting"):
         raise FlowmendError(
             f"The method {request.method.name} needs a coupling flow; this prior is a continuous "
-            "one: use --method posterior."
+            "one: use --method splitting or posterior."
         )
     for name, value in (
         ("learning_rate", request.learning_rate),
         ("data_term", request.data_term),
     ):
         if value is not None:
-            raise FlowmendError(f"With a continuous flow, posterior takes no {name}.")
+            raise FlowmendError(f"With a continuous flow, {request.method.name} takes no {name}.")
     if prior.stationary is None:
         raise FlowmendError(
             "This continuous flow holds no stationary Gaussian, by which measurements guide it: "
@@ -146,6 +148,18 @@ def _guided(request: Request, prior: ContinuousPrior) -> Solution:
         gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
+    if request.method.name == "splitting":
+        x = splitting(
+            guidance,
+            quick,
+            evaluations=settings["steps"],
+            progress=request.progress,
+            observe=request.observe,
+        )
+        finite = torch.isfinite(x).flatten(1).all(1).tolist()
+        status = ["finished" if fine else UNFINISHED for fine in finite]
+        instead = covariance.mean.expand_as(x)
+        return _solution(request, x, instead, {}, status, settings, None, None)
     found = posterior(
         guidance,
         quick,

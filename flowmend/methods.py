@@ -59,6 +59,12 @@ METHODS: dict[str, Method] = {
             whitened=True,
         ),
         Method(
+            "splitting",
+            "one picture by a continuous flow's denoiser, without draws: half-quadratic splitting",
+            steps=10,
+            whitened=True,
+        ),
+        Method(
             "likelihood",
             "the paper's solver, Eq. 7: 1-norm and the likelihood of the image",
             start="small",

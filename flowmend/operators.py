@@ -6,9 +6,11 @@ adjoint comes for free by automatic differentiation. A function will do as well:
 :class:`FunctionOperator`.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,11 +29,31 @@ __all__ = [
     "Identity",
     "LinearOperator",
     "Mask",
+    "OfGrey",
     "Sense",
+    "Window",
     "least_squares",
 ]
 
-BOUNDARIES = ("reflect", "zero", "circular", "paper")
+BOUNDARIES = ("reflect", "zero", "circular", "paper", "valid")
+
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """An operator on a part of the images, and where its measurements lie in those of the whole.
+
+    Args:
+        operator: The operator.
+        rows: Rows of the measurements.
+        columns: Their columns.
+    """
+
+    operator: "LinearOperator"
+    rows: slice
+    columns: slice
 
 
 class LinearOperator(ABC):
@@ -40,6 +62,11 @@ class LinearOperator(ABC):
     Args:
         shape: Shape (C, H, W) of the images.
     """
+
+    grain = 1
+    """What the edges of a :meth:`window` must be multiples of."""
+    reach = 0
+    """How far, in pixels, what a measurement sees can lie from its middle."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = tuple(shape)
@@ -56,6 +83,29 @@ class LinearOperator(ABC):
     def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
         """Applies the pseudo-inverse: the smallest x (B, C, H, W) of least ||A x - y||."""
         return least_squares(self, y)
+
+    def window(self, rows: slice, columns: slice) -> "Window | None":
+        """The part of the operator that acts on a part of the images.
+
+        Args:
+            rows: Rows of the images, with a start and a stop.
+            columns: Likewise; what they cut off is lost.
+
+        Returns:
+            None where measurements of a part alone are not those of the whole.
+        """
+        return None
+
+    def _with(self, **changes: object) -> "LinearOperator":
+        """A copy with other attributes."""
+        twin = copy.copy(self)
+        for name, value in changes.items():
+            setattr(twin, name, value)
+        return twin
+
+    def _inside(self, rows: slice, columns: slice) -> Shape:
+        """Shape of a part of the images."""
+        return (self.shape[0], rows.stop - rows.start, columns.stop - columns.start)
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
@@ -75,6 +125,9 @@ class LinearOperator(ABC):
 
 class Identity(LinearOperator):
     """The image itself: denoising."""
+
+    def window(self, rows: slice, columns: slice) -> Window:
+        return Window(self._with(shape=self._inside(rows, columns)), rows, columns)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         return x
@@ -114,6 +167,13 @@ class Mask(LinearOperator):
             raise FlowmendError("The mask is all black: no pixel of the image is known.")
         self.mask = mask
 
+    def window(self, rows: slice, columns: slice) -> Window:
+        """As :meth:`LinearOperator.window`; of a part nothing at all may be known."""
+        part = self._with(
+            shape=self._inside(rows, columns), mask=self.mask[:, rows, columns].contiguous()
+        )
+        return Window(part, rows, columns)
+
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         return x * self.mask.to(x)
 
@@ -127,6 +187,9 @@ class Mask(LinearOperator):
 class Grey(LinearOperator):
     """The mean of the channels, (B, C, H, W) to (B, 1, H, W): colourisation."""
 
+    def window(self, rows: slice, columns: slice) -> Window:
+        return Window(self._with(shape=self._inside(rows, columns)), rows, columns)
+
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         return x.mean(dim=1, keepdim=True)
 
@@ -135,6 +198,38 @@ class Grey(LinearOperator):
 
     def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
         return y.expand(-1, self.shape[0], -1, -1).contiguous()
+
+
+class OfGrey(LinearOperator):
+    """What an operator on grey images makes of the mean of the channels.
+
+    Args:
+        inner: The operator, on images (1, H, W).
+        channels: Channels C of the images (C, H, W).
+
+    Raises:
+        FlowmendError: If the operator's images are not grey.
+    """
+
+    def __init__(self, inner: LinearOperator, channels: int) -> None:
+        if inner.shape[0] != 1:
+            raise FlowmendError(f"An operator on images {inner.shape} does not act on grey ones.")
+        super().__init__((channels, *inner.shape[1:]))
+        self.inner = inner
+        self.grain, self.reach = inner.grain, inner.reach
+        self.offset = getattr(inner, "offset", 0.0)
+
+    def window(self, rows: slice, columns: slice) -> Window | None:
+        part = self.inner.window(rows, columns)
+        if part is None:
+            return None
+        return Window(OfGrey(part.operator, self.shape[0]), part.rows, part.columns)
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return self.inner.A(x.mean(dim=1, keepdim=True))
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return self.inner.A_adjoint(y).expand(-1, self.shape[0], -1, -1) / self.shape[0]
 
 
 class Downsample(LinearOperator):
@@ -150,7 +245,13 @@ class Downsample(LinearOperator):
             raise FlowmendError(
                 f"A scale of {factor} does not divide images of {shape[1]} x {shape[2]} pixels."
             )
-        self.factor = factor
+        self.factor = self.grain = factor
+
+    def window(self, rows: slice, columns: slice) -> Window | None:
+        if any(edge % self.factor for s in (rows, columns) for edge in (s.start, s.stop)):
+            return None
+        seen = (slice(s.start // self.factor, s.stop // self.factor) for s in (rows, columns))
+        return Window(self._with(shape=self._inside(rows, columns)), *seen)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         return functional.avg_pool2d(x, self.factor)
@@ -163,7 +264,7 @@ class Downsample(LinearOperator):
 
 
 class Blur(LinearOperator):
-    """Convolution of every channel with a kernel; measurements have the image's size.
+    """Convolution of every channel with a kernel; but for ``valid`` of the image's size.
 
     Args:
         shape: Shape (C, H, W) of the images.
@@ -171,7 +272,8 @@ class Blur(LinearOperator):
             the image. Its centre is at (h // 2, w // 2).
         boundary: What lies beyond the image: ``reflect`` (mirrored without repeating the edge),
             ``zero`` (black), ``circular``, or ``paper`` (mid-grey: the paper blurs on [-1, 1] with
-            zeros outside; see :attr:`offset`).
+            zeros outside; see :attr:`offset`). With ``valid`` nothing is assumed: the measurements
+            are those that the kernel sees whole, (H - h + 1, W - w + 1) of them.
 
     Raises:
         FlowmendError: If kernel or boundary cannot be used on images of this size.
@@ -197,17 +299,28 @@ class Blur(LinearOperator):
             )
         self.kernel = kernel
         self.boundary = boundary
+        self.reach = max(height, width) // 2
+
+    def window(self, rows: slice, columns: slice) -> Window | None:
+        """As :meth:`LinearOperator.window`, for the boundary ``valid``."""
+        shape = self._inside(rows, columns)
+        lost = (self.kernel.shape[0] - 1, self.kernel.shape[1] - 1)
+        if self.boundary != "valid" or shape[1] <= lost[0] or shape[2] <= lost[1]:
+            return None
+        seen = (slice(s.start, s.stop - n) for s, n in zip((rows, columns), lost, strict=True))
+        return Window(self._with(shape=shape), *seen)
 
     @property
     def offset(self) -> Tensor:
         """What the boundary adds to A x, shape (1, C, H, W): nothing but for ``paper``."""
         if self.boundary != "paper":
-            return torch.zeros(1, *self.shape)
+            return torch.zeros(1, *self.measurement_shape)
         return 0.5 * (1.0 - self.A(torch.ones(1, *self.shape)))
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         height, width = self.kernel.shape
         padding = (width - 1 - width // 2, width // 2, height - 1 - height // 2, height // 2)
+        padding = (0, 0, 0, 0) if self.boundary == "valid" else padding
         mode = {"reflect": "reflect", "circular": "circular"}.get(self.boundary, "constant")
         weight = self.kernel.to(x).flip(0, 1).expand(self.shape[0], 1, height, width)
         return functional.conv2d(functional.pad(x, padding, mode), weight, groups=self.shape[0])

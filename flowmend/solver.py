@@ -26,11 +26,11 @@ Progress = Callable[[int, int, str], None]
 def default_method(prior: Prior) -> str:
     """The method that suits a prior.
 
-    ``posterior`` for a continuous flow, ``fast-map`` for a coupling flow that holds a Gaussian,
+    ``splitting`` for a continuous flow, ``fast-map`` for a coupling flow that holds a Gaussian,
     and for one without it the paper's, ``likelihood``.
     """
     if isinstance(prior, ContinuousPrior):
-        return "posterior"
+        return "splitting"
     if isinstance(prior, FlowPrior) and prior.gaussian is not None:
         return "fast-map"
     return "likelihood"

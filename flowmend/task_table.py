@@ -44,6 +44,8 @@ class TaskSpec:
         sigma: Default standard deviation of the noise, on the [0, 1] scale.
         presets: For each method, the settings of :func:`~flowmend.solver.solve` the paper gives,
             brought to the [0, 1] scale.
+        image_shape: From the images' channels and the size of a measurement, and the options, to
+            the shape of the images; None where a measurement is no picture.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TaskSpec:
     options: tuple[str, ...] = ()
     sigma: float = 0.0
     presets: dict[str, dict[str, float]] = field(default_factory=dict)
+    image_shape: Callable[[Shape, TaskOptions], Shape] | None = lambda shape, options: shape
 
 
 def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -59,8 +62,18 @@ def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
 
 
 def _deblur(shape: Shape, options: TaskOptions) -> LinearOperator:
-    kernel = parse_kernel("box:3" if options.kernel is None else options.kernel)
-    return Blur(shape, kernel, options.boundary or "reflect")
+    return Blur(shape, _kernel(options), options.boundary or "reflect")
+
+
+def _before_blur(shape: Shape, options: TaskOptions) -> Shape:
+    if options.boundary != "valid":
+        return shape
+    kernel = _kernel(options)
+    return (shape[0], *(n + k - 1 for n, k in zip(shape[1:], kernel.shape, strict=True)))
+
+
+def _kernel(options: TaskOptions) -> Tensor:
+    return parse_kernel("box:3" if options.kernel is None else options.kernel)
 
 
 def _inpaint(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -73,8 +86,16 @@ def _colorize(shape: Shape, options: TaskOptions) -> LinearOperator:
     return Grey(shape)
 
 
+def _scale(options: TaskOptions) -> int:
+    return 2 if options.scale is None else options.scale
+
+
 def _upscale(shape: Shape, options: TaskOptions) -> LinearOperator:
-    return Downsample(shape, 2 if options.scale is None else options.scale)
+    return Downsample(shape, _scale(options))
+
+
+def _upscaled(shape: Shape, options: TaskOptions) -> Shape:
+    return (shape[0], *(side * max(1, _scale(options)) for side in shape[1:]))
 
 
 def _sense(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -107,6 +128,7 @@ TASKS: dict[str, TaskSpec] = {
             "Undo a blur by a known --kernel",
             _deblur,
             options=("kernel", "boundary"),
+            image_shape=_before_blur,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),
         TaskSpec(
@@ -128,6 +150,7 @@ TASKS: dict[str, TaskSpec] = {
             "Enlarge an image --scale times",
             _upscale,
             options=("scale",),
+            image_shape=_upscaled,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),
         TaskSpec(
@@ -135,6 +158,7 @@ TASKS: dict[str, TaskSpec] = {
             "Recover an image from few random measurements",
             _sense,
             options=("measurements",),
+            image_shape=None,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),
     )

@@ -10,9 +10,19 @@ from torch.nn import functional
 from .errors import FlowmendError
 from .kernels import parse_kernel, parse_mask
 from .noise import AUTO, Gaussian, Noise, Poisson, make_noise, parse_sigma
+from .operators import LinearOperator
 from .task_table import TASKS, Shape, TaskOptions, TaskSpec
 
-__all__ = ["TASKS", "Task", "TaskSpec", "make_task", "parse_kernel", "parse_mask"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "TaskSpec",
+    "make_task",
+    "parse_kernel",
+    "parse_mask",
+    "task_noise",
+    "task_shape",
+]
 
 
 class Task:
@@ -45,6 +55,13 @@ class Task:
     def sigma(self) -> float | None:
         """Standard deviation of the noise, or what is like it; None while it is unknown."""
         return None if self.noise is None else self.noise.sigma
+
+    def on(self, operator: LinearOperator) -> "Task":
+        """The same task with another operator, for example a part of its own."""
+        twin = copy.copy(self)
+        twin.operator = operator
+        twin.offset = getattr(operator, "offset", 0.0)
+        return twin
 
     def with_sigma(self, sigma: float) -> "Task":
         """The same task with Gaussian noise of a known level.
@@ -92,6 +109,27 @@ def known_noise(task: Task) -> Noise:
     return task.noise
 
 
+def task_noise(name: str, **options: object) -> Noise | None:
+    """The noise of a task, whatever the size of the images; None where its level is unknown.
+
+    Args:
+        name: A name of :data:`TASKS`.
+        options: Those of :func:`make_task`.
+
+    Raises:
+        FlowmendError: As :func:`make_task`, but for what depends on the images' size.
+    """
+    spec, known = _find(name), TaskOptions(**options)
+    _check_options(spec, known)
+    return _noise(spec, known)
+
+
+def _check_options(spec: TaskSpec, options: TaskOptions) -> None:
+    for option in ("kernel", "boundary", "mask", "scale", "measurements"):
+        if getattr(options, option) is not None and option not in spec.options:
+            raise FlowmendError(f"The task {spec.name} has no option {option}.")
+
+
 def _noise(spec: TaskSpec, options: TaskOptions) -> Noise | None:
     name = "gaussian" if options.noise is None else options.noise
     sigma = parse_sigma(options.sigma)
@@ -100,6 +138,34 @@ def _noise(spec: TaskSpec, options: TaskOptions) -> Noise | None:
     level = 0.0 if sigma == AUTO else sigma
     noise = make_noise(name, sigma=level, peak=options.peak, share=options.share)
     return None if sigma == AUTO else noise
+
+
+def task_shape(name: str, measured: Shape, **options: object) -> Shape:
+    """Shape (C, H, W) of the images of which a task has measurements of a given size.
+
+    Args:
+        name: A name of :data:`TASKS`.
+        measured: The images' channels, and height and width of a measurement.
+        options: Those of :func:`make_task`.
+
+    Raises:
+        FlowmendError: If the task is unknown or its measurements are no pictures.
+    """
+    spec = _find(name)
+    if spec.image_shape is None:
+        raise FlowmendError(
+            f"Measurements of the task {name} are no pictures, so they do not tell the size of "
+            "the image: use a prior of one size."
+        )
+    return spec.image_shape(measured, TaskOptions(**options))
+
+
+def _find(name: str) -> TaskSpec:
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise FlowmendError(f"Unknown task '{name}': choose from {', '.join(TASKS)}.{hint}")
+    return TASKS[name]
 
 
 def make_task(
@@ -138,13 +204,7 @@ def make_task(
         FlowmendError: If the task or the noise is unknown, or an option is wrong or belongs to
             another task or noise.
     """
-    if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise FlowmendError(f"Unknown task '{name}': choose from {', '.join(TASKS)}.{hint}")
-    spec = TASKS[name]
+    spec = _find(name)
     options = TaskOptions(sigma, kernel, boundary, mask, scale, measurements, noise, peak, share)
-    for option in ("kernel", "boundary", "mask", "scale", "measurements"):
-        if getattr(options, option) is not None and option not in spec.options:
-            raise FlowmendError(f"The task {name} has no option {option}.")
+    _check_options(spec, options)
     return Task(spec, shape, options)

@@ -9,7 +9,7 @@ from conftest import smooth_images
 import flowmend as fm
 from flowmend.coordinates import known_coordinates
 from flowmend.cosines import cosine_matrix
-from flowmend.guided import Guidance, levels, posterior, sample_posterior
+from flowmend.guided import Guidance, levels, posterior, sample_posterior, splitting
 from flowmend.least_squares import conjugate_gradients
 from flowmend.stationary import StationaryGaussian
 
@@ -289,6 +289,44 @@ def test_draws_begin_at_the_gaussian_that_knows_the_images_best():
     assert float((found.std(0) / std).mean()) == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
+def test_splitting_begins_at_the_closed_form_and_stays_near_it(task):
+    prior = gaussian()
+    y = measured(task)
+    exact, covariance = closed_form(prior, task.operator, task.sigma, y)
+    ready = guidance(task, prior, y)
+    assert torch.allclose(ready.wiener(), exact, atol=1e-6)
+    seen = []
+    found = splitting(ready, prior, evaluations=6, observe=lambda level, x: seen.append(level))
+    assert seen == list(range(6))
+    # it goes on towards the most probable image, which is the mean of a Gaussian
+    spread = covariance.diagonal().clamp_min(0).mean().sqrt()
+    assert float((found - exact).square().mean().sqrt()) < 0.5 * float(spread)
+
+
+def test_splitting_of_known_coordinates_is_the_posterior_mean_at_once():
+    prior = gaussian()
+    task = fm.make_task("denoise", SHAPE, sigma=0.1)
+    y = measured(task)
+    known = known_coordinates(y, task.operator, task.sigma, prior.mean)
+    seen = []
+    found = splitting(
+        guidance(task, prior, y, known=known),
+        prior,
+        evaluations=6,
+        observe=lambda level, x: seen.append(level),
+    )
+    assert seen == [0]
+    assert torch.allclose(found, closed_form(prior, task.operator, task.sigma, y)[0], atol=1e-6)
+
+
+def test_splitting_needs_a_continuous_flow():
+    x = torch.full((1, 3, 32, 32), 0.5)
+    prior = fm.load("faces32")
+    with pytest.raises(fm.FlowmendError, match="needs the denoiser of a continuous flow"):
+        fm.restore(x, fm.make_task("denoise", prior.shape), prior, "splitting")
+
+
 def test_a_continuous_prior_restores_through_the_same_call():
     config = fm.VelocityConfig(widths=(8, 8), blocks=(1, 1), size=(8, 8))
     x = smooth_images(40, 3, 8, 8).float()
@@ -297,7 +335,8 @@ def test_a_continuous_prior_restores_through_the_same_call():
     for name in ("denoise", "inpaint", "colorize"):
         task = fm.make_task(name, prior.shape)
         y = task.measure(x[:2], torch.Generator().manual_seed(0))
-        solution = fm.restore(y, task, prior, steps=3, samples=3)
+        assert fm.restore(y, task, prior, steps=3).method == "splitting"
+        solution = fm.restore(y, task, prior, "posterior", steps=3, samples=3)
         assert solution.method == "posterior"
         assert solution.x.shape == (2, 3, 8, 8)
         assert solution.samples.shape == (3, 2, 3, 8, 8)

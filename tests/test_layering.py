@@ -14,7 +14,7 @@ ROOT = Path(flowmend.__file__).parent
 
 LAYERS = (
     ("errors",),
-    ("pixels", "cosines"),
+    ("pixels", "cosines", "tiles"),
     (
         "files",
         "flow",
@@ -23,7 +23,6 @@ LAYERS = (
         "covariance",
         "provenance",
         "device",
-        "recipes",
         "chance",
         "least_squares",
         "linearity",
@@ -40,6 +39,7 @@ LAYERS = (
         "metrics",
         "checkpoint",
         "data",
+        "recipes",
         "faces",
     ),
     ("continuous",),
@@ -59,7 +59,8 @@ LAYERS = (
     ("solver",),
     ("tasks",),
     ("restoration",),
-    ("batch", "paper"),
+    ("batch", "paper", "photographs"),
+    ("album",),
     ("cli",),
 )
 """A part may import parts of earlier lines only; inside a package its modules are free."""

@@ -114,6 +114,9 @@ def convolve_by_loops(image, kernel, boundary):
         elif not (0 <= row < rows and 0 <= column < columns):
             continue
         out[:, i, j] += kernel[a, b] * image[:, row, column]
+    if boundary == "valid":  # only where the kernel lies inside
+        top, left = height - 1 - height // 2, width - 1 - width // 2
+        out = out[:, top : top + rows - height + 1, left : left + columns - width + 1]
     return out
 
 

@@ -6,22 +6,27 @@ from typing import Annotated
 
 import typer
 
+from ..album import restore_photographs
 from ..batch import Item, find_items, restore_items, results, save_report
+from ..continuous import ContinuousPrior
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..files import read_image, writing
 from ..latent import STARTS
 from ..methods import Method, default_settings, find_method
+from ..photographs import TILE
 from ..provenance import provenance
 from ..report import write_json
 from ..solver import default_method
-from ..tasks import make_task
+from ..tasks import TASKS, make_task, task_noise
 from ..weights import load_prior
 from . import options as o
 from .console import tell, warn
 from .progress import progress_bar
 
 __all__ = ["restore"]
+
+SMALLEST_TILE = 128
 
 
 def _check_options(
@@ -109,6 +114,13 @@ def restore(
         Path | None,
         typer.Option(help="The truth: a picture, or a folder of pictures of the same names."),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest side, in pixels, of the parts that a large picture is restored in, with "
+            f"a prior that takes every size. Default: {TILE}; less needs less memory."
+        ),
+    ] = None,
     json: o.JsonFile = None,
 ) -> None:
     """Restore damaged pictures.
@@ -141,23 +153,29 @@ def restore(
     _check_options(chosen, steps, weight, start)
     if measurements is None and task == "sense":
         measurements = _measurements(items)
-    work = make_task(
-        task,
-        weights.shape,
-        sigma=sigma,
-        kernel=kernel,
-        boundary=boundary,
-        mask=mask,
-        scale=scale,
-        measurements=measurements,
-        noise=noise,
-        peak=peak,
-        share=share,
-    )
+    described: dict[str, object] = {
+        "sigma": sigma,
+        "kernel": kernel,
+        "boundary": boundary,
+        "mask": mask,
+        "scale": scale,
+        "measurements": measurements,
+        "noise": noise,
+        "peak": peak,
+        "share": share,
+    }
+    any_size = isinstance(weights, ContinuousPrior) and weights.config.size is None
+    if tile is not None and not any_size:
+        raise FlowmendError("--tile belongs to priors that take every size.")
+    if tile is not None and tile < SMALLEST_TILE:
+        raise FlowmendError(f"--tile must be at least {SMALLEST_TILE} pixels, not {tile}.")
+    work = None if any_size else make_task(task, weights.shape, **described)
+    level = task_noise(task, **described)
+    spec = TASKS[task]
     settings: dict[str, object] = {"steps": steps or chosen.steps}
     if chosen.objective is not None:
         settings = default_settings(method, start)
-        settings |= work.spec.presets.get(method, {})
+        settings |= spec.presets.get(method, {})
         given = {"steps": steps, "weight": weight}
         settings |= {name: value for name, value in given.items() if value is not None}
     with writing(out):
@@ -165,21 +183,23 @@ def restore(
     seconds = math.nan
     try:
         with progress_bar("restoring") as progress:
-            seconds = restore_items(
-                items,
-                work,
-                weights,
-                method,
-                weight=weight,
-                steps=steps,
-                start=start,
-                precision=precision,
-                memory=memory,
-                seed=seed,
-                samples=samples,
-                device=target,
-                progress=progress,
-            )
+            common = {
+                "weight": weight,
+                "steps": steps,
+                "start": start,
+                "precision": precision,
+                "memory": memory,
+                "seed": seed,
+                "samples": samples,
+                "device": target,
+                "progress": progress,
+            }
+            if any_size:
+                seconds = restore_photographs(
+                    items, task, weights, method, options=described, tile=tile or TILE, **common
+                )
+            else:
+                seconds = restore_items(items, work, weights, method, **common)
     finally:
         taken = settings.get("steps", 0)
         values = {
@@ -191,8 +211,8 @@ def restore(
             **results(items),
             "start": settings.get("start"),
             "weight": settings.get("weight"),
-            "sigma": work.sigma,
-            "noise": "gaussian" if work.noise is None else work.noise.name,
+            "sigma": None if level is None else level.sigma,
+            "noise": "gaussian" if level is None else level.name,
             "peak": peak,
             "share": share,
             "seed": seed,
@@ -202,7 +222,7 @@ def restore(
         if any(item.restored is not None for item in items):
             note = f"{task}, {method}, prior {prior}" + (f", {taken} steps" if taken else "")
             try:
-                save_report(out / "report.png", items, work, note)
+                save_report(out / "report.png", items, note)
             finally:
                 if json is not None:
                     write_json(json, values)
@@ -219,10 +239,10 @@ def _tell(items: list[Item], values: dict, out: Path) -> None:
     mean = values["mean"]
     text = f"{done} of {len(items)} restored in {values['seconds']:.1f} s into '{out}'"
     if mean["psnr"] is not None:
-        text += (
-            f"; mean PSNR {mean['psnr']:.2f} dB (input {mean['input_psnr']:.2f}), "
-            f"SSIM {mean['ssim']:.3f}"
-        )
+        before = mean["input_psnr"]
+        text += f"; mean PSNR {mean['psnr']:.2f} dB"
+        text += f" (input {before:.2f})" if before is not None else ""
+        text += f", SSIM {mean['ssim']:.3f}" if mean["ssim"] is not None else ""
     tell(f"{text}.")
     if not all(item.fine for item in items):
         raise typer.Exit(1)

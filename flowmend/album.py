@@ -1,0 +1,77 @@
+"""Folders of photographs of any sizes in, folders of restorations out."""
+
+import torch
+
+from .batch import Item, Progress, as_picture, finish, read_reference
+from .continuous import ContinuousPrior
+from .errors import FlowmendError
+from .files import read_image
+from .photographs import TILE, photograph_task, restore_photograph
+
+__all__ = ["restore_photographs"]
+
+
+def restore_photographs(
+    items: list[Item],
+    name: str,
+    prior: ContinuousPrior,
+    method: str | None = None,
+    *,
+    options: dict[str, object] | None = None,
+    tile: int = TILE,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    **settings: object,
+) -> float:
+    """Restores items in place, one after the other; a bad file harms no other.
+
+    Args:
+        items: From :func:`~flowmend.batch.find_items`.
+        name: The task.
+        prior: A prior that takes every size, on ``device``.
+        method: A name of :data:`~flowmend.methods.METHODS`; None takes the prior's default.
+        options: Of :func:`~flowmend.tasks.make_task`.
+        tile: Largest side of the parts of a large picture.
+        seed: Seed of noise; an image's own depends on its place in the list only.
+        device: Where to compute.
+        progress: Called with (done, total, what), in steps of the whole list.
+        settings: Others of :func:`~flowmend.restoration.restore`.
+
+    Returns:
+        Seconds spent restoring.
+    """
+    seconds = 0.0
+    for index, item in enumerate(items):
+        try:
+            y = as_picture(read_image(item.input), item.input)
+            if name == "colorize":
+                y = y.mean(0, keepdim=True)
+            task = photograph_task(name, tuple(y.shape), prior.shape[0], **(options or {}))
+            task.operator.check_measurements(y[None])
+
+            def move(done: int, total: int, what: str, index: int = index) -> None:
+                if progress is not None:
+                    progress(index * total + done, len(items) * total, "restoring")
+
+            solution = restore_photograph(
+                y[None].to(device),
+                task,
+                prior,
+                method,
+                tile=tile,
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + index),
+                progress=move,
+                **settings,
+            )
+        except FlowmendError as error:
+            text = str(error)
+            item.status = text if str(item.input) in text else f"'{item.input}': {text}"
+            continue
+        seconds += solution.seconds
+        shape = tuple(solution.x.shape[1:])
+        read_reference(item, shape)
+        picture = y if y.shape[1:] == shape[1:] else task.picture(y[None])[0]
+        item.measurement = y
+        finish(item, solution, 0, picture.expand(shape[0], -1, -1))
+    return seconds
