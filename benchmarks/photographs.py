@@ -79,7 +79,7 @@ def wiener(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
     """The posterior mean of the prior's stationary Gaussian, by conjugate gradients."""
     gaussian = prior.at_shape(task.operator.shape).stationary
     sigma = max(task.sigma, 1e-3)
-    return Guidance(y, task.operator, sigma, gaussian, steps=1000, tolerance=1e-4).wiener()
+    return Guidance(y, task.operator, sigma, gaussian, steps=1000, tolerance=1e-4).linear()
 
 
 def flower(

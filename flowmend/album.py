@@ -5,10 +5,37 @@ import torch
 from .batch import Item, Progress, as_picture, finish, read_reference
 from .continuous import ContinuousPrior
 from .errors import FlowmendError
-from .files import read_image
+from .files import picture_size
+from .originals import read_original
 from .photographs import TILE, photograph_task, restore_photograph
+from .tasks import TASKS, task_shape
 
-__all__ = ["restore_photographs"]
+__all__ = ["restore_photographs", "usual_prior"]
+
+
+FACES, PHOTOGRAPHS = "faces32", "natural"
+FACE = (32, 32)
+"""Height and width of the images of :data:`FACES`."""
+
+
+def usual_prior(items: list[Item], name: str, options: dict[str, object]) -> str:
+    """The shipped prior for a task's measurements, by the size of their images.
+
+    ``faces32`` where all that can be read are of its size, or are no pictures; else ``natural``.
+
+    Args:
+        items: From :func:`~flowmend.batch.find_items`.
+        name: The task.
+        options: Of :func:`~flowmend.tasks.make_task`.
+
+    Raises:
+        FlowmendError: If the task is unknown.
+    """
+    if TASKS[name].image_shape is None:
+        return FACES
+    sizes = {picture_size(item.input) for item in items} - {None}
+    images = {task_shape(name, (3, *size), **options)[1:] for size in sizes}
+    return PHOTOGRAPHS if images - {FACE} else FACES
 
 
 def restore_photographs(
@@ -44,7 +71,8 @@ def restore_photographs(
     seconds = 0.0
     for index, item in enumerate(items):
         try:
-            y = as_picture(read_image(item.input), item.input)
+            item.original = read_original(item.input)
+            y = as_picture(item.original.values, item.input)
             if name == "colorize":
                 y = y.mean(0, keepdim=True)
             task = photograph_task(name, tuple(y.shape), prior.shape[0], **(options or {}))

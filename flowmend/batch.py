@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import FlowmendError
 from .files import PICTURES, atomic_path, find_pictures, read_image, save_image, writing
 from .metrics import psnr, ssim
+from .originals import Original, save_like
 from .prior import Prior
 from .report import Row, mean_or_none, panel, save_panel
 from .restoration import restore
@@ -44,6 +45,7 @@ class Item:
     reference_path: Path | None = None
     measurement: Tensor | None = None
     picture: Tensor | None = None
+    original: Original | None = None
     reference: Tensor | None = None
     restored: Tensor | None = None
     psnr: float | None = None
@@ -276,7 +278,10 @@ def finish(item: Item, solution: Solution, place: int, picture: Tensor) -> None:
         picture: Its measurement as an image (C, H, W).
     """
     x, status = solution.x[place].cpu(), solution.status[place]
-    save_image(item.output, x)
+    if item.original is None:
+        save_image(item.output, x)
+    else:
+        save_like(item.output, x, item.original)
     item.restored, item.status, item.picture = x, "restored", picture
     item.sigma = _sigma_of(solution, place)
     if not status.startswith(("finished", "settled")):

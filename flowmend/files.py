@@ -20,6 +20,7 @@ __all__ = [
     "PICTURES",
     "atomic_path",
     "find_pictures",
+    "picture_size",
     "read_image",
     "read_picture",
     "resize_and_crop",
@@ -150,6 +151,25 @@ def read_picture(path: str | Path) -> Image.Image:
         raise FlowmendError(f"Cannot use '{path}': it has far too many pixels.") from error
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise FlowmendError(f"Cannot read '{path}' ({error}): is the file damaged?") from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int] | None:
+    """Height and width of a picture, upright, or of an array in a file; None of other files."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            if len(shape) == 3 and shape[0] not in (1, 3):
+                shape = shape[:2]
+            return tuple(shape[-2:]) if len(shape) > 1 else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                width, height = picture.size
+                lying = picture.getexif().get(0x0112, 1) > 4
+        return (width, height) if lying else (height, width)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return None
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

@@ -51,9 +51,14 @@ Normal = Callable[[Tensor], Tensor]
 MOST_NOISE, LEAST_NOISE = 1.0, 0.004
 """Levels between which noise is taken away, on the [0, 1] scale: at the first only the coarsest
 structure of an image is left, and the last is the rounding of 8 bits."""
+LINEAR_NOISE = 0.3
+"""Limit to the Gaussian's standard deviations where splitting starts."""
 UNFINISHED = "not finite: no image was found"
-SPLITTING_NOISE = 0.1
-"""First level of half-quadratic splitting, about what is wrong with the Gaussian's estimate."""
+SPLITTING_NOISE = (0.2, 0.01)
+"""First and last level of half-quadratic splitting, on the [0, 1] scale."""
+TRUST = 2.0
+"""How many times a level's variance is left after denoising: more follows the data faster. Chosen,
+like the levels, on training photographs."""
 CURVE = 5.0
 """Exponent of the levels: 1 spaces them evenly, more puts more of them at low noise."""
 
@@ -128,13 +133,23 @@ class Guidance:
         lack = self.y - self.operator.A(x) - self.sigma * normal(self.y)
         return x + self._gain(lack, lambda v: gaussian.apply(v, lambda variance: variance))
 
-    def wiener(self) -> Tensor:
-        """The posterior mean under a Gaussian alone, images (B, C, H, W)."""
+    def linear(self, most: float = math.inf) -> Tensor:
+        """The posterior mean under a Gaussian alone, images (B, C, H, W).
+
+        Args:
+            most: Standard deviation, on the [0, 1] scale, that no frequency of the stationary
+                Gaussian exceeds by far. Those of the lowest do by orders of magnitude, and cost
+                conjugate gradients many iterations for what the measurement settles anyway.
+        """
         if self.gaussian is not None:
             return self.gaussian.mean(self.y)
         mean = self.covariance.mean.expand(len(self.y), *self.covariance.shape)
         lack = self.y - self.operator.A(mean)
-        return mean + self._gain(lack, lambda v: self.covariance.apply(v, lambda var: var))
+        return mean + self._gain(lack, lambda v: self.covariance.remaining(v, most))
+
+    def corrected(self, x: Tensor, variance: float) -> Tensor:
+        """The mean given the measurements of images that are x (B, C, H, W) up to white noise."""
+        return x + self._gain(self.y - self.operator.A(x), lambda v: variance * v)
 
     def _gain(self, residual: Tensor, spread: Callable[[Tensor], Tensor]) -> Tensor:
         """``S A' (A S A' + sigma^2 I)^-1 r``, S given by what it makes of images."""
@@ -218,9 +233,12 @@ def splitting(
 ) -> Tensor:
     """One estimate of every image (B, C, H, W), not clamped, without any draw.
 
-    Half-quadratic splitting: from the Gaussian's own posterior mean, denoising and data in turn
-    at falling noise levels, each from where the last ended. Where single coordinates are known it
-    is the posterior mean, in one evaluation of the network.
+    Half-quadratic splitting: from the Gaussian's own posterior mean, the denoiser and the data in
+    turn at falling noise levels. What the denoiser leaves counts as white, of :data:`TRUST` times
+    the variance that was taken away: the Gaussian knows what is wrong with an image nobody has
+    restored, but not with this one. It comes to rest at the most probable image for noise of
+    variance ``sigma^2 / TRUST``. Where single coordinates are known the estimate is the
+    posterior mean, in one evaluation of the network.
 
     Sources: From Learning Models of Natural Image Patches to Whole Image Restoration (Zoran and
     Weiss, 2011), https://doi.org/10.1109/ICCV.2011.6126278; Plug-and-Play Image Restoration with
@@ -234,10 +252,13 @@ def splitting(
         observe: Called with (level, estimate) after each level, the levels numbered from 0.
     """
     exact = guidance.known is not None
-    path = [0.0] if exact else levels(evaluations, SPLITTING_NOISE)
-    x = guidance.wiener()
+    path = [0.0] if exact else levels(evaluations, *SPLITTING_NOISE)
+    x = guidance.y if exact else guidance.linear(LINEAR_NOISE)
     for index, level in enumerate(path):
-        x = guidance.known.mean(prior) if exact else guidance.mean(prior, x, level)
+        if exact:
+            x = guidance.known.mean(prior)
+        else:
+            x = guidance.corrected(prior.denoise(x, level), TRUST * level**2)
         if progress is not None:
             progress(index + 1, len(path), "")
         if observe is not None:

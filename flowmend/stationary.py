@@ -119,7 +119,7 @@ class StationaryGaussian:
 
     def remaining(self, x: Tensor, sigma: float) -> Tensor:
         """``(C^-1 + I / sigma^2)^-1 x``: the covariance that noise of sigma leaves, times x."""
-        return self.apply(x, lambda v: v * sigma**2 / (v + sigma**2))
+        return self.apply(x, lambda v: v / (v / sigma**2 + 1.0))
 
     def denoise(self, y: Tensor, sigma: float) -> Tensor:
         """The posterior mean of y = x + sigma n, images (B, C, H, W)."""

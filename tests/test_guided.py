@@ -9,7 +9,7 @@ from conftest import smooth_images
 import flowmend as fm
 from flowmend.coordinates import known_coordinates
 from flowmend.cosines import cosine_matrix
-from flowmend.guided import Guidance, levels, posterior, sample_posterior, splitting
+from flowmend.guided import TRUST, Guidance, levels, posterior, sample_posterior, splitting
 from flowmend.least_squares import conjugate_gradients
 from flowmend.stationary import StationaryGaussian
 
@@ -290,18 +290,37 @@ def test_draws_begin_at_the_gaussian_that_knows_the_images_best():
 
 
 @pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
-def test_splitting_begins_at_the_closed_form_and_stays_near_it(task):
+def test_splitting_begins_at_the_closed_form(task):
     prior = gaussian()
     y = measured(task)
-    exact, covariance = closed_form(prior, task.operator, task.sigma, y)
+    exact, _ = closed_form(prior, task.operator, task.sigma, y)
     ready = guidance(task, prior, y)
-    assert torch.allclose(ready.wiener(), exact, atol=1e-6)
+    assert torch.allclose(ready.linear(), exact, atol=1e-6)
+    assert not torch.allclose(ready.linear(0.05), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
+def test_splitting_rests_at_the_closed_form_of_less_noise(task, monkeypatch):
+    prior, level = gaussian(), 0.05
+    monkeypatch.setattr("flowmend.guided.SPLITTING_NOISE", (level, level))
+    y = measured(task)
     seen = []
-    found = splitting(ready, prior, evaluations=6, observe=lambda level, x: seen.append(level))
-    assert seen == list(range(6))
-    # it goes on towards the most probable image, which is the mean of a Gaussian
-    spread = covariance.diagonal().clamp_min(0).mean().sqrt()
-    assert float((found - exact).square().mean().sqrt()) < 0.5 * float(spread)
+    found = splitting(
+        guidance(task, prior, y),
+        prior,
+        evaluations=1000,
+        observe=lambda index, x: seen.append(index),
+    )
+    assert seen == list(range(1000))
+    # the prior that a denoiser of noise of this level knows is blurred by it
+    blurred = StationaryGaussian(
+        prior.mean, prior.spectrum + level**2 * torch.eye(SHAPE[0]).double()
+    )
+    exact, _ = closed_form(blurred, task.operator, task.sigma / TRUST**0.5, y)
+    other, _ = closed_form(blurred, task.operator, task.sigma, y)
+    near, far = (float((found - mean).abs().max()) for mean in (exact, other))
+    assert near < 1e-3
+    assert near < 0.25 * far
 
 
 def test_splitting_of_known_coordinates_is_the_posterior_mean_at_once():

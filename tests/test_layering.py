@@ -39,6 +39,7 @@ LAYERS = (
         "metrics",
         "checkpoint",
         "data",
+        "originals",
         "recipes",
         "faces",
     ),

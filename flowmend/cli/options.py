@@ -12,6 +12,7 @@ from ..tasks import TASKS
 from ..weights import shipped_priors
 
 __all__ = [
+    "PRIORS",
     "Boundary",
     "Device",
     "Inputs",
@@ -99,15 +100,11 @@ MethodName = Annotated[
         f"as the shipped one does; else likelihood.\n\n{_METHODS}",
     ),
 ]
-PriorName = Annotated[
-    str,
-    typer.Option(
-        "--prior",
-        "-p",
-        help=f"A shipped prior ({', '.join(shipped_priors())}), a weights file, or the folder of "
-        "a training run.",
-    ),
-]
+PRIORS = (
+    f"A shipped prior ({', '.join(shipped_priors())}), a weights file, or the folder of a "
+    "training run."
+)
+PriorName = Annotated[str, typer.Option("--prior", "-p", help=PRIORS)]
 Seed = Annotated[
     int, typer.Option(help="Seed of everything random.", min=0, max=2**31 - 1, show_default=True)
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..album import restore_photographs
+from ..album import restore_photographs, usual_prior
 from ..batch import Item, find_items, restore_items, results, save_report
 from ..continuous import ContinuousPrior
 from ..device import default_precision, pick_device
@@ -70,7 +70,14 @@ def restore(
     noise: o.NoiseName = None,
     peak: o.Peak = None,
     share: o.Share = None,
-    prior: o.PriorName = "faces32",
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            "--prior",
+            "-p",
+            help=f"{o.PRIORS} Default: faces32 for images of 32 x 32 pixels, natural for others.",
+        ),
+    ] = None,
     method: o.MethodName = None,
     steps: Annotated[
         int | None,
@@ -147,12 +154,6 @@ def restore(
     items = find_items(inputs, out, reference)
     if any(item.output == out / "report.png" for item in items):
         raise FlowmendError("An input called report.png would lie under the report: rename it.")
-    weights = load_prior(prior, target)
-    method = default_method(weights) if method is None else method
-    chosen = find_method(method)
-    _check_options(chosen, steps, weight, start)
-    if measurements is None and task == "sense":
-        measurements = _measurements(items)
     described: dict[str, object] = {
         "sigma": sigma,
         "kernel": kernel,
@@ -164,13 +165,20 @@ def restore(
         "peak": peak,
         "share": share,
     }
+    level = task_noise(task, **described)
+    prior = usual_prior(items, task, described) if prior is None else prior
+    weights = load_prior(prior, target)
+    method = default_method(weights) if method is None else method
+    chosen = find_method(method)
+    _check_options(chosen, steps, weight, start)
+    if measurements is None and task == "sense":
+        described["measurements"] = _measurements(items)
     any_size = isinstance(weights, ContinuousPrior) and weights.config.size is None
     if tile is not None and not any_size:
         raise FlowmendError("--tile belongs to priors that take every size.")
     if tile is not None and tile < SMALLEST_TILE:
         raise FlowmendError(f"--tile must be at least {SMALLEST_TILE} pixels, not {tile}.")
     work = None if any_size else make_task(task, weights.shape, **described)
-    level = task_noise(task, **described)
     spec = TASKS[task]
     settings: dict[str, object] = {"steps": steps or chosen.steps}
     if chosen.objective is not None:
