@@ -46,31 +46,35 @@ def sheet_of(image: Tensor) -> Image.Image:
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).convert("RGB")
 
 
-def _picture(image: Tensor) -> Image.Image:
+def _picture(image: Tensor, side: int) -> Image.Image:
     picture = sheet_of(image)
     longest = max(picture.size)
-    if longest <= PANEL_SIDE:
-        factor = max(1, PANEL_SIDE // longest)
+    if longest <= side:
+        factor = max(1, side // longest)
         size = (picture.width * factor, picture.height * factor)
         return picture.resize(size, Image.Resampling.NEAREST)
-    picture.thumbnail((PANEL_SIDE, PANEL_SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
-def panel(heads: Sequence[str], rows: Sequence[Row], note: str = "") -> Image.Image:
+def panel(
+    heads: Sequence[str], rows: Sequence[Row], note: str = "", side: int = PANEL_SIDE
+) -> Image.Image:
     """Draws a table of images: a head over each column, a caption under each image.
 
     Args:
         heads: Heads of the columns.
         rows: The rows; beyond 48 they are left out, and the note says so.
         note: A line at the foot.
+        side: Longest side of an image in pixels: larger ones are made smaller, and small ones
+            larger by a whole factor.
     """
     font = ImageFont.load_default(14)
     small = ImageFont.load_default(12)
     shown = list(rows[:MOST_ROWS])
     if len(rows) > len(shown):
         note = f"{note}  The first {len(shown)} of {len(rows)} images are shown.".strip()
-    pictures = [[None if im is None else _picture(im) for im in row.images] for row in shown]
+    pictures = [[None if im is None else _picture(im, side) for im in row.images] for row in shown]
     tallest = max((p.height for line in pictures for p in line if p is not None), default=64)
     cell = max((p.width for line in pictures for p in line if p is not None), default=64)
     cell = max(cell, 112)

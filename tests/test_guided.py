@@ -306,7 +306,7 @@ def test_splitting_rests_at_the_closed_form_of_less_noise(task, monkeypatch):
     y = measured(task)
     seen = []
     found = splitting(
-        guidance(task, prior, y),
+        guidance(task, prior, y, tolerance=1e-7),
         prior,
         evaluations=1000,
         observe=lambda index, x: seen.append(index),
