@@ -13,16 +13,18 @@ SIZE = 3 * 8 * 12
 
 def import_deepinv():
     """Imports deepinv, also beside a torchvision whose compiled half fits another torch."""
-    try:
-        import deepinv
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        # Such a torchvision describes an operator that nobody has declared.
-        signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        torch.library.define("torchvision::nms", signature)
-        import deepinv
-    return deepinv
+    signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    for name in ("torchvision::nms", "torchvision::qnms", ""):
+        try:
+            import deepinv
+        except RuntimeError as error:
+            if not name or name not in str(error):
+                raise
+            # Such a torchvision describes operators that nobody has declared.
+            torch.library.define(name, signature)
+        else:
+            return deepinv
+    raise AssertionError("unreachable")
 
 
 try:

@@ -317,6 +317,23 @@ def test_upscaling_shows_the_small_picture_large(tmp_path, weights):
     assert fm.files.read_picture(out / "a.png").size == (60, 40)
 
 
+def test_photographs_are_measured_and_restored_at_their_own_size(tmp_path, weights):
+    save_image(tmp_path / "in" / "a.png", photograph(35, 41)[0])
+    save_image(tmp_path / "in" / "b.png", photograph(24, 30)[0])
+    for task, options in (("upscale", ("--scale", 2)), ("deblur", ("--kernel", "box:3"))):
+        made, out = tmp_path / task, tmp_path / f"{task}-restored"
+        code = run("degrade", tmp_path / "in", "-t", task, *options, "-o", made)
+        assert code == 0
+        code = run(
+            *("restore", made / "measurement", "-t", task, *options, "--prior", weights),
+            *("--reference", made / "reference", "-o", out, "--steps", 2, "--device", "cpu"),
+        )
+        assert code == 0
+        size = fm.files.read_picture(out / "a.png").size
+        assert size == fm.files.read_picture(made / "reference" / "a.png").size
+        assert size == ((40, 34) if task == "upscale" else (41, 35))
+
+
 def test_options_of_tiles_are_checked(tmp_path, weights, capsys):
     save_image(tmp_path / "a.png", photograph(32, 32)[0])
     base = ("restore", tmp_path / "a.png", "-t", "denoise", "-o", tmp_path / "out")

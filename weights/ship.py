@@ -1,6 +1,9 @@
 """Turns a training run into a prior that ships: half precision, measured again, with its card.
 
 python weights/ship.py RUN VAL_FOLDER NAME.safetensors
+
+VAL_FOLDER holds the held-out pictures; with --train it is the folder that was trained on, of which
+the run held some out.
 """
 
 import argparse
@@ -10,16 +13,31 @@ import torch
 
 import flowmend as fm
 from flowmend.continuous import ContinuousPrior
-from flowmend.data import load_folder
+from flowmend.data import hold_out, load_folder, load_photographs
 from flowmend.flowmatching import likelihood_and_inverse
 from flowmend.matching_loss import held_out_psnr
 from flowmend.train import held_out_bits, round_trip_error
 
-DATA = (
-    "CelebA (Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015), aligned faces "
-    "000001-009000, shorter side to 32 pixels, centre crop; faces 009001-009308 held out"
-)
-LICENCE = "trained on CelebA: for non-commercial research only"
+FACES = {
+    "data": "CelebA (Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015), aligned "
+    "faces 000001-009000, shorter side to 32 pixels, centre crop; faces 009001-009308 held out",
+    "licence": "trained on CelebA: for non-commercial research only",
+}
+PHOTOGRAPHS = {
+    "data": "BSDS500 (Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, "
+    "TPAMI 2011), its 200 training and 200 test photographs, a twentieth of them held out; its "
+    "validation photographs, which CBSD68 is from, were not used",
+    "licence": "trained on BSDS500: for non-commercial research and education only",
+}
+
+
+def continuous_facts(prior: ContinuousPrior, images: list[torch.Tensor]) -> dict:
+    """What the card of a continuous prior says of held-out images."""
+    facts = likelihood_and_inverse(prior, images)
+    if prior.config.size is not None:
+        return facts | {"val_psnr_25": round(held_out_psnr(prior, torch.stack([*images])), 4)}
+    psnr = [held_out_psnr(prior, image[None], batch=1) for image in images]
+    return facts | {"val_psnr_25": round(sum(psnr) / len(psnr), 4)}
 
 
 def main() -> None:
@@ -28,19 +46,20 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("validation", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--train", action="store_true", help="VAL_FOLDER was trained on")
     arguments = parser.parse_args()
     prior = fm.load(arguments.run)
     fm.save(arguments.out, prior, half=True)
     shipped = fm.load(arguments.out)
-    images, _ = load_folder(arguments.validation, shipped.config)
-    card = {"name": arguments.out.stem, "data": DATA, "licence": LICENCE, **prior.card}
-    card |= {
-        "name": arguments.out.stem,
-        "precision": "float16",
-    }
+    photographs = isinstance(shipped, ContinuousPrior) and shipped.config.size is None
+    load = load_photographs if photographs else load_folder
+    images, _ = load(arguments.validation, shipped.config)
+    if arguments.train:
+        images = hold_out(images, prior.card["seed"])[1]
+    card = {"name": arguments.out.stem, **(PHOTOGRAPHS if photographs else FACES), **prior.card}
+    card |= {"name": arguments.out.stem, "precision": "float16"}
     if isinstance(shipped, ContinuousPrior):
-        card |= likelihood_and_inverse(shipped, images)
-        card["val_psnr_25"] = round(held_out_psnr(shipped, images), 4)
+        card |= continuous_facts(shipped, images)
     else:
         card["val_bits_per_dim"] = round(held_out_bits(shipped, images), 4)
         card["round_trip_error"] = round_trip_error(shipped, images)

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
 from ..batch import find_items
 from ..errors import FlowmendError
 from ..files import read_picture, resize_and_crop, save_array, save_image
 from ..provenance import provenance
 from ..report import write_json
-from ..tasks import make_task
+from ..tasks import make_task, task_noise
 from . import options as o
 from .console import tell, warn
 from .progress import progress_bar
@@ -19,11 +20,27 @@ from .progress import progress_bar
 __all__ = ["degrade"]
 
 
+def _clean(path: Path, size: int | None, channels: int, scale: int) -> Tensor:
+    """A picture (1, C, H, W) in [0, 1]: of one size, or of its own, cut to whole blocks."""
+    picture = read_picture(path)
+    if size is not None:
+        return resize_and_crop(picture, size, size, channels)[None]
+    block = max(1, scale)
+    width, height = (side // block * block for side in picture.size)
+    return resize_and_crop(picture.crop((0, 0, width, height)), height, width, channels)[None]
+
+
 def degrade(
     inputs: o.Inputs,
     task: o.TaskName,
-    size: Annotated[int, typer.Option(help="Side of the images in pixels; the prior's.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the images in pixels, for a prior of one size. Default: every picture "
+            "keeps its own."
+        ),
+    ] = None,
     sigma: o.Sigma = None,
     kernel: o.Kernel = None,
     boundary: o.Boundary = None,
@@ -38,33 +55,33 @@ def degrade(
 ) -> None:
     """Make measurements from clean pictures.
 
-    Pictures are resized (shorter side, bilinear) and cropped in the middle to SIZE, as the paper
-    does. OUT receives reference/NAME.png, measurement/NAME.png (8 bits) and measurement/NAME.npy
-    (exact; restore prefers it when it is given the folder).
+    With --size pictures are resized (shorter side, bilinear) and cropped in the middle, as the
+    paper does. OUT receives reference/NAME.png, measurement/NAME.png (8 bits) and
+    measurement/NAME.npy (exact; restore prefers it when it is given the folder).
 
     Example: flowmend degrade photos/ --task deblur --kernel gaussian:1.6 --size 32 --out try/
     """
-    if size < 1 or size > 8192:
+    if size is not None and not 1 <= size <= 8192:
         raise FlowmendError(f"--size must be between 1 and 8192 pixels, not {size}.")
     if channels not in (1, 3):
         raise FlowmendError(f"--channels must be 1 or 3, not {channels}.")
-    work = make_task(
-        task,
-        (channels, size, size),
-        sigma=sigma,
-        kernel=kernel,
-        boundary=boundary,
-        mask=mask,
-        scale=scale,
-        measurements=measurements,
-        noise=noise,
-        peak=peak,
-        share=share,
-    )
-    if work.sigma is None:
+    described: dict[str, object] = {
+        "sigma": sigma,
+        "kernel": kernel,
+        "boundary": boundary,
+        "mask": mask,
+        "scale": scale,
+        "measurements": measurements,
+        "noise": noise,
+        "peak": peak,
+        "share": share,
+    }
+    level = task_noise(task, **described)
+    if level is None:
         raise FlowmendError(
             "degrade makes the noise, so it cannot be auto: give --sigma a number."
         )
+    work = None if size is None else make_task(task, (channels, size, size), **described)
     items = find_items(inputs, out / "reference", arrays=False)
     originals = {item.input.resolve() for item in items}
     for item in items:
@@ -81,7 +98,8 @@ def degrade(
             try:
                 if item.input.suffix.lower() == ".npy":
                     raise FlowmendError(f"'{item.input}' is an array; degrade takes pictures.")
-                x = resize_and_crop(read_picture(item.input), size, size, channels)[None]
+                x = _clean(item.input, size, channels, (scale or 2) if task == "upscale" else 1)
+                made = work or make_task(task, tuple(x.shape[1:]), **described)
             except FlowmendError as error:
                 problem = str(error)
                 named = str(item.input) in problem
@@ -89,8 +107,8 @@ def degrade(
                 failed += 1
                 continue
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            y = work.measure(x, generator)
-            picture = y if y.ndim == 4 else work.picture(y)
+            y = made.measure(x, generator)
+            picture = y if y.ndim == 4 else made.picture(y)
             save_image(out / "reference" / inside, x[0])
             save_image(out / "measurement" / inside, picture[0])
             save_array((out / "measurement" / inside).with_suffix(".npy"), y[0])
@@ -101,10 +119,10 @@ def degrade(
             "task": task,
             "size": size,
             "channels": channels,
-            "sigma": work.sigma,
-            "noise": work.noise.name,
-            "peak": getattr(work.noise, "peak", None),
-            "share": getattr(work.noise, "share", None),
+            "sigma": level.sigma,
+            "noise": level.name,
+            "peak": getattr(level, "peak", None),
+            "share": getattr(level, "share", None),
             "kernel": kernel,
             "boundary": boundary,
             "mask": mask,
