@@ -56,6 +56,8 @@ LINEAR_NOISE = 0.3
 UNFINISHED = "not finite: no image was found"
 SPLITTING_NOISE = (0.2, 0.01)
 """First and last level of half-quadratic splitting, on the [0, 1] scale."""
+CHURN = 0.5
+"""Share of the noise that is drawn anew at each level, for the sake of the draws' mean."""
 TRUST = 2.0
 """How many times a level's variance is left after denoising: more follows the data faster. Chosen,
 like the levels, on training photographs."""
@@ -271,7 +273,7 @@ def posterior(
     prior: Denoiser,
     *,
     evaluations: int = 10,
-    churn: float = 0.5,
+    churn: float | None = None,
     draws: int = 16,
     generator: torch.Generator,
     progress: Progress | None = None,
@@ -283,7 +285,9 @@ def posterior(
         guidance: The measurements.
         prior: Gives ``denoise``.
         evaluations: Evaluations of the network for each draw.
-        churn: As :func:`sample_posterior`.
+        churn: As :func:`sample_posterior`; None takes 0.5, and 0 where single coordinates are
+            known: there the mean needs no draws, and those of the flow's own path scatter as they
+            should.
         draws: Draws of each image, at least 2.
         generator: Source of the noise.
         progress: As :func:`sample_posterior`.
@@ -294,6 +298,8 @@ def posterior(
         coordinates are known the mean is the network's own, in one evaluation, and not that of
         the draws.
     """
+    if churn is None:
+        churn = CHURN if guidance.known is None else 0.0
     samples = sample_posterior(
         guidance,
         prior,

@@ -8,18 +8,21 @@ subclass :class:`Noise` and add a line to :data:`NOISES`.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .errors import FlowmendError
+from .files import read_image
 from .pixels import quantisation_sigma
 
 __all__ = [
     "AUTO",
     "NOISES",
     "Gaussian",
+    "GaussianMap",
     "Noise",
     "Poisson",
     "SaltAndPepper",
@@ -107,6 +110,57 @@ class Gaussian(Noise):
     def negative_log_likelihood(self, measured: Tensor, y: Tensor) -> Tensor:
         variance = max(self.sigma, quantisation_sigma()) ** 2
         return (measured - y).square().flatten(1).sum(1) / (2.0 * variance)
+
+
+@dataclass(frozen=True)
+class GaussianMap(Noise):
+    """Gaussian noise of a level that differs from pixel to pixel, y = clean + levels n.
+
+    Args:
+        levels: Standard deviations (1, H, W) on the [0, 1] scale, as large as the measurements.
+
+    Raises:
+        FlowmendError: If it is no such map, or holds a negative level or one that is not finite.
+    """
+
+    levels: Tensor
+    name: ClassVar[str] = "gaussian"
+
+    def __post_init__(self) -> None:
+        if self.levels.ndim != 3 or len(self.levels) != 1:
+            raise FlowmendError("A map of noise levels must have one channel.")
+        if not bool(((self.levels >= 0) & self.levels.isfinite()).all()):
+            raise FlowmendError("A map of noise levels must hold finite numbers of at least 0.")
+
+    @property
+    def sigma(self) -> float:
+        """The root mean square of the levels."""
+        return float(self.levels.square().mean().sqrt())
+
+    def part(self, rows: slice, columns: slice) -> "GaussianMap":
+        """The noise of a part of the measurements."""
+        return GaussianMap(self.levels[:, rows, columns])
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises :class:`FlowmendError` unless measurements (C, H, W) are as large as the map."""
+        if len(shape) != 3 or tuple(shape[1:]) != tuple(self.levels.shape[1:]):
+            height, width = self.levels.shape[1:]
+            raise FlowmendError(
+                f"The map of noise levels has {width} x {height} pixels, and does not fit "
+                f"measurements of shape {tuple(shape)}."
+            )
+
+    def corrupt(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(
+            clean.shape, generator=generator, dtype=clean.dtype, device=generator.device
+        )
+        return clean + self.levels.to(clean) * noise.to(clean.device)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        return _floor(self.levels.to(clean).square().expand_as(clean))
+
+    def negative_log_likelihood(self, measured: Tensor, y: Tensor) -> Tensor:
+        return ((measured - y).square() / (2.0 * self.variance(y))).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -245,17 +299,33 @@ def make_noise(name: str = "gaussian", **options: float | None) -> Noise:
     return NOISES[name](**given)
 
 
-def parse_sigma(text: float | str | None) -> float | str | None:
-    """A noise level from what a user gives: a number, the text of one, or :data:`AUTO`.
+def parse_sigma(text: float | str | Tensor | None) -> float | str | Tensor | None:
+    """A noise level from what a user gives: a number, the text of one, :data:`AUTO`, or a map.
+
+    Args:
+        text: The number; or a picture or ``.npy`` file of the measurements' size, or a tensor
+            (H, W) or (C, H, W), with a level for every pixel, of which that of the channels is
+            averaged.
+
+    Returns:
+        The number, ``auto``, or the map (1, H, W).
 
     Raises:
-        FlowmendError: If it is another text.
+        FlowmendError: If it is another text, or the file cannot be read.
     """
-    if text is None or text == AUTO:
+    if text is None or (isinstance(text, str) and text == AUTO):
         return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise FlowmendError(
-            f"The noise level (--sigma) must be a number or {AUTO}, not '{text}'."
-        ) from error
+    if not isinstance(text, Tensor):
+        try:
+            return float(text)
+        except ValueError as error:
+            if not Path(text).is_file():
+                raise FlowmendError(
+                    f"The noise level (--sigma) must be a number, {AUTO}, or a file with a level "
+                    f"for every pixel, not '{text}'."
+                ) from error
+            text = read_image(text)
+    levels = text if text.ndim == 3 else text[None]
+    if levels.ndim != 3:
+        raise FlowmendError("A map of noise levels must be a picture.")
+    return levels.float().mean(0, keepdim=True)

@@ -105,7 +105,7 @@ def restore_photograph(
                     f"and {shape[2]} x {shape[1]} pixels are more than a tile of {tile}: use a "
                     "larger --tile, or the boundary valid."
                 )
-            part, measured = task.on(window.operator), y[..., window.rows, window.columns]
+            part, measured = task.part(window), y[..., window.rows, window.columns]
         wanted = part.operator.shape
         if local is None or local.shape != wanted:
             local = prior.at_shape(wanted)

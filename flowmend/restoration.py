@@ -4,10 +4,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .continuous import ContinuousPrior
 from .methods import default_settings, find_method
-from .noise import Gaussian, SaltAndPepper, known_pixels
+from .noise import Gaussian, GaussianMap, SaltAndPepper, known_pixels
 from .operators import LinearOperator
 from .pixels import quantisation_sigma
 from .prior import Prior
@@ -20,27 +21,30 @@ __all__ = ["restore"]
 
 LONGEST_STRIDE = 0.05
 """Largest learning rate that :func:`restore` chooses when it is given few steps."""
+SMOOTH = 5
+"""Side in pixels of the squares whose mean tells how much light, and so noise, a pixel has."""
 SIGMA_STEP = 1.05
 """Estimated noise levels within this factor of each other are restored as one."""
 
 
-class _Seen(LinearOperator):
-    """An operator of which some measurements of one image are lost.
+class _Weighted(LinearOperator):
+    """An operator whose measurements of one image count differently.
 
     Args:
         inner: The operator.
-        seen: 1 where a measurement is known, of a shape that fits its measurements.
+        weight: What every measurement is multiplied with, of a shape that fits them: 0 where it
+            is lost.
     """
 
-    def __init__(self, inner: LinearOperator, seen: Tensor) -> None:
+    def __init__(self, inner: LinearOperator, weight: Tensor) -> None:
         super().__init__(inner.shape)
-        self.inner, self.seen = inner, seen
+        self.inner, self.weight = inner, weight
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
-        return self.inner.A(x) * self.seen.to(x)
+        return self.inner.A(x) * self.weight.to(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
-        return self.inner.A_adjoint(y * self.seen.to(y))
+        return self.inner.A_adjoint(y * self.weight.to(y))
 
 
 def restore(
@@ -106,7 +110,7 @@ def restore(
         parts = []
         for index, (image, measured) in enumerate(zip(y.split(1), moved.split(1), strict=True)):
             seen = known_pixels(image).to(y)
-            operator = _Seen(task.operator, seen)
+            operator = _Weighted(task.operator, seen)
             options["progress"] = _part(progress, index, len(y))
             parts.append(solve(measured * seen, operator, prior, sigma=0.0, **options))
         return _merge(parts, [[index] for index in range(len(y))])
@@ -116,6 +120,8 @@ def restore(
     if isinstance(task.noise, Gaussian):
         return solve(moved, task.operator, prior, sigma=task.sigma, **options)
     noise = task.noise
+    if y.ndim == 4 and (isinstance(noise, GaussianMap) or isinstance(prior, ContinuousPrior)):
+        return _at_pixels(y, moved, task, prior, options)
     if find_method(method).whitened and not isinstance(prior, ContinuousPrior):
         options["data_term"] = lambda measured, y: noise.negative_log_likelihood(
             measured + offset, y + offset
@@ -176,6 +182,29 @@ def _at_levels(
         parts.append(solve(y[members], task.operator, prior, sigma=level, **options))
     whole = _merge(parts, list(groups.values()))
     whole.settings["sigma"] = sigma.tolist()
+    return whole
+
+
+def _at_pixels(
+    y: Tensor, moved: Tensor, task: Task, prior: Prior, options: dict[str, object]
+) -> Solution:
+    """Restores images whose noise differs from pixel to pixel, and is known or follows from y.
+
+    Every measurement is divided by the standard deviation of its noise, which makes it white. That
+    is the same for all channels of a pixel: the mean of their variances.
+    """
+    sigma, parts = [], []
+    progress = options.pop("progress")
+    for index, (image, measured) in enumerate(zip(y.split(1), moved.split(1), strict=True)):
+        smooth = functional.avg_pool2d(image, SMOOTH, 1, SMOOTH // 2, count_include_pad=False)
+        variance = task.noise.variance(smooth).mean(1, keepdim=True)
+        sigma.append(float(variance.mean().sqrt()))
+        weight = sigma[-1] / variance.sqrt()
+        operator = _Weighted(task.operator, weight)
+        options["progress"] = _part(progress, index, len(y))
+        parts.append(solve(measured * weight, operator, prior, sigma=sigma[-1], **options))
+    whole = _merge(parts, [[index] for index in range(len(y))])
+    whole.settings["sigma"] = sigma
     return whole
 
 

@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]
 class TaskOptions:
     """What a user may say about a task; None takes the task's default."""
 
-    sigma: float | str | None = None
+    sigma: float | str | Tensor | None = None
     kernel: str | Tensor | None = None
     boundary: str | None = None
     mask: str | Tensor | None = None

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from .errors import FlowmendError
 from .kernels import parse_kernel, parse_mask
-from .noise import AUTO, Gaussian, Noise, Poisson, make_noise, parse_sigma
-from .operators import LinearOperator
+from .noise import AUTO, Gaussian, GaussianMap, Noise, Poisson, make_noise, parse_sigma
+from .operators import LinearOperator, Window
 from .task_table import TASKS, Shape, TaskOptions, TaskSpec
 
 __all__ = [
@@ -45,6 +45,8 @@ class Task:
         self.operator = spec.build(shape, options)
         self.noise = _noise(spec, options)
         self.offset: Tensor | float = getattr(self.operator, "offset", 0.0)
+        if isinstance(self.noise, GaussianMap):
+            self.noise.check(self.measurement_shape)
         if isinstance(self.noise, Poisson) and len(self.measurement_shape) == 1:
             raise FlowmendError(
                 f"Poisson noise counts light, and measurements of the task {self.name} can be "
@@ -56,8 +58,15 @@ class Task:
         """Standard deviation of the noise, or what is like it; None while it is unknown."""
         return None if self.noise is None else self.noise.sigma
 
+    def part(self, window: Window) -> "Task":
+        """The same task on a part of its images."""
+        twin = self.on(window.operator)
+        if isinstance(self.noise, GaussianMap):
+            twin.noise = self.noise.part(window.rows, window.columns)
+        return twin
+
     def on(self, operator: LinearOperator) -> "Task":
-        """The same task with another operator, for example a part of its own."""
+        """The same task with another operator of measurements of the same size."""
         twin = copy.copy(self)
         twin.operator = operator
         twin.offset = getattr(operator, "offset", 0.0)
@@ -135,6 +144,9 @@ def _noise(spec: TaskSpec, options: TaskOptions) -> Noise | None:
     sigma = parse_sigma(options.sigma)
     if name == "gaussian" and sigma is None:
         sigma = spec.sigma
+    if isinstance(sigma, Tensor):
+        make_noise(name, sigma=0.0, peak=options.peak, share=options.share)
+        return GaussianMap(sigma)
     level = 0.0 if sigma == AUTO else sigma
     noise = make_noise(name, sigma=level, peak=options.peak, share=options.share)
     return None if sigma == AUTO else noise
@@ -172,7 +184,7 @@ def make_task(
     name: str,
     shape: Shape,
     *,
-    sigma: float | str | None = None,
+    sigma: float | str | Tensor | None = None,
     kernel: str | Tensor | None = None,
     boundary: str | None = None,
     mask: str | Tensor | None = None,
@@ -189,7 +201,8 @@ def make_task(
         shape: Shape (C, H, W) of the images.
 
     Keyword Args:
-        sigma: Standard deviation of Gaussian noise on the [0, 1] scale, or ``auto``: unknown.
+        sigma: Standard deviation of Gaussian noise on the [0, 1] scale, or ``auto``: unknown, or
+            a map of it; see :func:`~flowmend.noise.parse_sigma`.
         kernel: For deblur, see :func:`parse_kernel`.
         boundary: For deblur, see :class:`~flowmend.operators.Blur`.
         mask: For inpaint, see :func:`parse_mask`.

@@ -232,6 +232,46 @@ def test_posterior_draws_and_unknown_noise_and_lost_pixels(prior):
     assert found.finished
 
 
+def uneven(height, width):
+    """A noise level that grows from left to right, (H, W)."""
+    return torch.linspace(0.02, 0.3, width).expand(height, width).contiguous()
+
+
+def test_noise_of_a_known_map_counts_as_much_as_it_is(prior):
+    x = photograph(40, 50)
+    task = photograph_task("denoise", (3, 40, 50), 3, sigma=uneven(40, 50))
+    y = task.measure(x, source())
+    error = (y - x).square().mean((0, 1, 2)).sqrt()
+    assert torch.allclose(error, uneven(40, 50)[0], rtol=0.3)
+    found = restore_photograph(y, task, prior).x
+    local = prior.at_shape((3, 40, 50))
+    exact = local.denoise(y, uneven(40, 50).expand_as(y).contiguous()).clamp(0, 1)
+    assert torch.allclose(found, exact, atol=1e-4)
+    with pytest.raises(fm.FlowmendError, match="does not fit"):
+        photograph_task("denoise", (3, 41, 50), 3, sigma=uneven(40, 50))
+
+
+def test_a_map_of_noise_goes_along_with_the_parts(prior):
+    x = photograph(200, 260)
+    task = photograph_task("denoise", (3, 200, 260), 3, sigma=uneven(200, 260))
+    y = task.measure(x, source())
+    whole = restore_photograph(y, task, prior, tile=512)
+    parts = restore_photograph(y, task, prior, tile=160)
+    assert parts.settings["tiles"] > 1
+    assert abs(fm.psnr(whole.x, x)[0] - fm.psnr(parts.x, x)[0]) <= 0.02
+
+
+def test_counted_light_is_noisier_where_it_is_bright(prior):
+    x = torch.linspace(0.02, 0.98, 50).expand(1, 3, 40, 50).contiguous()
+    task = photograph_task("denoise", (3, 40, 50), 3, noise="poisson", peak=40)
+    y = task.measure(x, source())
+    found = restore_photograph(y, task, prior).x
+    level = (x / 40).sqrt()
+    exact = prior.at_shape((3, 40, 50)).denoise(y, level).clamp(0, 1)
+    even = prior.at_shape((3, 40, 50)).denoise(y, float((0.5 / 40) ** 0.5)).clamp(0, 1)
+    assert float((found - exact).abs().mean()) < 0.25 * float((even - exact).abs().mean())
+
+
 def test_what_cannot_be_restored_says_why(prior):
     x = photograph(200, 260)
     y = torch.cat([x, x])
@@ -332,6 +372,16 @@ def test_photographs_are_measured_and_restored_at_their_own_size(tmp_path, weigh
         size = fm.files.read_picture(out / "a.png").size
         assert size == fm.files.read_picture(made / "reference" / "a.png").size
         assert size == ((40, 34) if task == "upscale" else (41, 35))
+
+
+def test_the_noise_level_may_be_a_file(tmp_path, weights, capsys):
+    save_image(tmp_path / "a.png", photograph(40, 50)[0])
+    save_array(tmp_path / "levels.npy", uneven(40, 50))
+    base = ("restore", tmp_path / "a.png", "-t", "denoise", "-o", tmp_path / "out")
+    assert run(*base, "--prior", weights, "--sigma", tmp_path / "levels.npy") == 0
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert run(*base, "--prior", weights, "--sigma", tmp_path / "no.npy") == 1
+    assert "a file with a level for every pixel" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_options_of_tiles_are_checked(tmp_path, weights, capsys):

@@ -42,9 +42,10 @@ TaskName = Annotated[str, typer.Option("--task", "-t", help=f"What was done to i
 Sigma = Annotated[
     str | None,
     typer.Option(
-        metavar=f"NUMBER|{AUTO}",
+        metavar=f"NUMBER|{AUTO}|FILE",
         help="Standard deviation of Gaussian noise on the [0, 1] scale (25.5 grey levels are "
-        f"0.1), or {AUTO}: found from each measurement. Default: 0.1 for denoise, 0 otherwise.",
+        f"0.1), {AUTO}: found from each measurement, or a picture or .npy with that of every "
+        "pixel. Default: 0.1 for denoise, 0 otherwise.",
     ),
 ]
 NoiseName = Annotated[
