@@ -424,7 +424,7 @@ def test_noise_levels_from_text():
     assert parse_sigma(AUTO) == "auto"
     assert parse_sigma("0.25") == parse_sigma(0.25) == 0.25
     for text in ("loud", "", "Auto", "0,1"):
-        with pytest.raises(FlowmendError, match=r"--sigma\) must be a number or auto"):
+        with pytest.raises(FlowmendError, match=r"--sigma\) must be a number, auto, or a file"):
             parse_sigma(text)
 
 

@@ -661,7 +661,7 @@ NO_NOISE = {
     "sigma of poisson": ({"noise": "poisson", "sigma": 0.1}, "poisson has no option sigma"),
     "auto of salt": ({"noise": "salt-pepper", "sigma": "auto"}, "salt-pepper has no option sigma"),
     "peak of auto": ({"sigma": "auto", "peak": 3.0}, "gaussian has no option peak"),
-    "text": ({"sigma": "loud"}, "number or auto"),
+    "text": ({"sigma": "loud"}, "a number, auto, or a file"),
 }
 
 
