@@ -73,7 +73,7 @@ def restore_photographs(
         try:
             item.original = read_original(item.input)
             y = as_picture(item.original.values, item.input)
-            if name == "colorize":
+            if TASKS[name].grey:
                 y = y.mean(0, keepdim=True)
             task = photograph_task(name, tuple(y.shape), prior.shape[0], **(options or {}))
             task.operator.check_measurements(y[None])

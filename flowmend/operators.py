@@ -6,11 +6,8 @@ adjoint comes for free by automatic differentiation. A function will do as well:
 :class:`FunctionOperator`.
 """
 
-import copy
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,10 +15,13 @@ from torch.nn import functional
 
 from .errors import FlowmendError
 from .least_squares import least_squares
+from .linear_operator import LinearOperator, Window
 from .linearity import check_linear
 
 __all__ = [
     "BOUNDARIES",
+    "PATTERNS",
+    "Bayer",
     "Blur",
     "Downsample",
     "FunctionOperator",
@@ -36,91 +36,7 @@ __all__ = [
 ]
 
 BOUNDARIES = ("reflect", "zero", "circular", "paper", "valid")
-
-
-Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Window:
-    """An operator on a part of the images, and where its measurements lie in those of the whole.
-
-    Args:
-        operator: The operator.
-        rows: Rows of the measurements.
-        columns: Their columns.
-    """
-
-    operator: "LinearOperator"
-    rows: slice
-    columns: slice
-
-
-class LinearOperator(ABC):
-    """A linear map from images x (B, C, H, W) to measurements y (B, ...).
-
-    Args:
-        shape: Shape (C, H, W) of the images.
-    """
-
-    grain = 1
-    """What the edges of a :meth:`window` must be multiples of."""
-    reach = 0
-    """How far, in pixels, what a measurement sees can lie from its middle."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.shape = tuple(shape)
-
-    @abstractmethod
-    def A(self, x: Tensor) -> Tensor:  # noqa: N802
-        """Applies the operator: images (B, C, H, W) to measurements (B, ...)."""
-
-    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
-        """Applies the adjoint: measurements (B, ...) to images (B, C, H, W)."""
-        zero = y.new_zeros(y.shape[0], *self.shape)
-        return torch.func.vjp(self.A, zero)[1](y)[0]
-
-    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
-        """Applies the pseudo-inverse: the smallest x (B, C, H, W) of least ||A x - y||."""
-        return least_squares(self, y)
-
-    def window(self, rows: slice, columns: slice) -> "Window | None":
-        """The part of the operator that acts on a part of the images.
-
-        Args:
-            rows: Rows of the images, with a start and a stop.
-            columns: Likewise; what they cut off is lost.
-
-        Returns:
-            None where measurements of a part alone are not those of the whole.
-        """
-        return None
-
-    def _with(self, **changes: object) -> "LinearOperator":
-        """A copy with other attributes."""
-        twin = copy.copy(self)
-        for name, value in changes.items():
-            setattr(twin, name, value)
-        return twin
-
-    def _inside(self, rows: slice, columns: slice) -> Shape:
-        """Shape of a part of the images."""
-        return (self.shape[0], rows.stop - rows.start, columns.stop - columns.start)
-
-    @property
-    def measurement_shape(self) -> tuple[int, ...]:
-        """Shape of one measurement."""
-        return tuple(self.A(torch.zeros(1, *self.shape)).shape[1:])
-
-    def check_measurements(self, y: Tensor) -> None:
-        """Raises :class:`FlowmendError` unless y is a finite float tensor of the right shape."""
-        if tuple(y.shape[1:]) != self.measurement_shape:
-            raise FlowmendError(
-                f"Measurements of shape {tuple(y.shape[1:])} do not fit: this operator makes "
-                f"{self.measurement_shape} of images {self.shape}."
-            )
-        if not y.is_floating_point() or not bool(torch.isfinite(y).all()):
-            raise FlowmendError("Measurements must be finite floating-point values.")
+PATTERNS = ("rggb", "bggr", "grbg", "gbrg")
 
 
 class Identity(LinearOperator):
@@ -230,6 +146,49 @@ class OfGrey(LinearOperator):
 
     def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
         return self.inner.A_adjoint(y).expand(-1, self.shape[0], -1, -1) / self.shape[0]
+
+
+class Bayer(LinearOperator):
+    """What a camera's sensor sees, one colour a pixel: (B, 3, H, W) to (B, 1, H, W): demosaicking.
+
+    Red and blue at the two diagonal corners of every square of four pixels, green at the others.
+
+    Args:
+        shape: Shape (3, H, W) of the images.
+        pattern: The colours of the first square, row by row: one of :data:`PATTERNS`.
+
+    Raises:
+        FlowmendError: If the images are not coloured or there is no such pattern.
+    """
+
+    grain = 2
+
+    def __init__(self, shape: tuple[int, int, int], pattern: str = "rggb") -> None:
+        super().__init__(shape)
+        if shape[0] != 3:
+            raise FlowmendError("Demosaicking needs a prior of colour images; this one is grey.")
+        if pattern not in PATTERNS:
+            raise FlowmendError(f"Unknown pattern '{pattern}': choose from {', '.join(PATTERNS)}.")
+        self.pattern = pattern
+        mask = torch.zeros(3, 2, 2)
+        for place, colour in enumerate(pattern):
+            mask["rgb".index(colour), place // 2, place % 2] = 1.0
+        times = (1, -(-shape[1] // 2), -(-shape[2] // 2))
+        self.mask = mask.repeat(times)[:, : shape[1], : shape[2]]
+
+    def window(self, rows: slice, columns: slice) -> Window | None:
+        if any(part.start % 2 for part in (rows, columns)):
+            return None
+        return Window(Bayer(self._inside(rows, columns), self.pattern), rows, columns)
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        return (x * self.mask.to(x)).sum(1, keepdim=True)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return y * self.mask.to(y)
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        return self.A_adjoint(y)
 
 
 class Downsample(LinearOperator):

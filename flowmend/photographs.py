@@ -11,7 +11,7 @@ from .operators import Blur, OfGrey
 from .restoration import restore
 from .sigma import estimate_sigma
 from .solution import Solution
-from .tasks import Task, make_task, task_shape
+from .tasks import TASKS, Task, make_task, task_shape
 from .tiles import Canvas, spans
 
 __all__ = ["TILE", "photograph_task", "restore_photograph"]
@@ -42,7 +42,7 @@ def photograph_task(name: str, measured: tuple[int, int, int], channels: int, **
         raise FlowmendError("The picture is coloured, and this prior knows grey ones only.")
     if name == "deblur" and options.get("boundary") is None:
         options = options | {"boundary": "valid"}
-    grey = measured[0] == 1 and channels > 1 and name != "colorize"
+    grey = measured[0] == 1 and channels > 1 and not (name in TASKS and TASKS[name].grey)
     shape = task_shape(name, (1 if grey else channels, *measured[1:]), **options)
     task = make_task(name, shape, **options)
     return task.on(OfGrey(task.operator, channels)) if grey else task

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import FlowmendError
 from .kernels import parse_kernel, parse_mask, parse_measurements
-from .operators import Blur, Downsample, Grey, Identity, LinearOperator, Mask, Sense
+from .operators import Bayer, Blur, Downsample, Grey, Identity, LinearOperator, Mask, Sense
 
 __all__ = ["TASKS", "Shape", "TaskOptions", "TaskSpec"]
 
@@ -30,6 +30,7 @@ class TaskOptions:
     noise: str | None = None
     peak: float | None = None
     share: float | None = None
+    pattern: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TaskSpec:
             brought to the [0, 1] scale.
         image_shape: From the images' channels and the size of a measurement, and the options, to
             the shape of the images; None where a measurement is no picture.
+        grey: Whether measurements of coloured images are grey.
     """
 
     name: str
@@ -55,6 +57,7 @@ class TaskSpec:
     sigma: float = 0.0
     presets: dict[str, dict[str, float]] = field(default_factory=dict)
     image_shape: Callable[[Shape, TaskOptions], Shape] | None = lambda shape, options: shape
+    grey: bool = False
 
 
 def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -84,6 +87,10 @@ def _colorize(shape: Shape, options: TaskOptions) -> LinearOperator:
     if shape[0] == 1:
         raise FlowmendError("Colourisation needs a prior of colour images; this one knows grey.")
     return Grey(shape)
+
+
+def _demosaic(shape: Shape, options: TaskOptions) -> LinearOperator:
+    return Bayer(shape, "rggb" if options.pattern is None else options.pattern)
 
 
 def _scale(options: TaskOptions) -> int:
@@ -144,6 +151,15 @@ TASKS: dict[str, TaskSpec] = {
             _colorize,
             # The paper's code compares three copies of the grey image.
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0, copies=3),
+            grey=True,
+        ),
+        TaskSpec(
+            "demosaic",
+            "Find the colours a sensor did not see, of a Bayer --pattern",
+            _demosaic,
+            options=("pattern",),
+            presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
+            grey=True,
         ),
         TaskSpec(
             "upscale",
@@ -163,4 +179,4 @@ TASKS: dict[str, TaskSpec] = {
         ),
     )
 }
-"""Named tasks. Of the paper: denoise, deblur, inpaint, colorize; upscale and sense are ours."""
+"""Named tasks. Of the paper: denoise, deblur, inpaint, colorize; the others are ours."""

@@ -134,7 +134,7 @@ def task_noise(name: str, **options: object) -> Noise | None:
 
 
 def _check_options(spec: TaskSpec, options: TaskOptions) -> None:
-    for option in ("kernel", "boundary", "mask", "scale", "measurements"):
+    for option in ("kernel", "boundary", "mask", "scale", "measurements", "pattern"):
         if getattr(options, option) is not None and option not in spec.options:
             raise FlowmendError(f"The task {spec.name} has no option {option}.")
 
@@ -193,6 +193,7 @@ def make_task(
     noise: str | None = None,
     peak: float | None = None,
     share: float | None = None,
+    pattern: str | None = None,
 ) -> Task:
     """Builds a task by name.
 
@@ -212,12 +213,15 @@ def make_task(
         noise: A name of :data:`~flowmend.noise.NOISES`; default gaussian.
         peak: For Poisson noise, the expected count of a white pixel; default 30.
         share: For salt-and-pepper noise, the share of the pixels that is lost; default 0.1.
+        pattern: For demosaic, see :class:`~flowmend.operators.Bayer`.
 
     Raises:
         FlowmendError: If the task or the noise is unknown, or an option is wrong or belongs to
             another task or noise.
     """
     spec = _find(name)
-    options = TaskOptions(sigma, kernel, boundary, mask, scale, measurements, noise, peak, share)
+    options = TaskOptions(
+        sigma, kernel, boundary, mask, scale, measurements, noise, peak, share, pattern
+    )
     _check_options(spec, options)
     return Task(spec, shape, options)

@@ -14,7 +14,7 @@ ROOT = Path(flowmend.__file__).parent
 
 LAYERS = (
     ("errors",),
-    ("pixels", "cosines", "tiles"),
+    ("pixels", "cosines", "tiles", "least_squares"),
     (
         "files",
         "flow",
@@ -24,7 +24,7 @@ LAYERS = (
         "provenance",
         "device",
         "chance",
-        "least_squares",
+        "linear_operator",
         "linearity",
     ),
     (

@@ -14,7 +14,7 @@ from flowmend.album import usual_prior
 from flowmend.batch import find_items
 from flowmend.cli import main
 from flowmend.files import save_array, save_image
-from flowmend.operators import Blur, Downsample, Grey, Identity, Mask, OfGrey, Sense
+from flowmend.operators import Bayer, Blur, Downsample, Grey, Identity, Mask, OfGrey, Sense
 from flowmend.photographs import photograph_task, restore_photograph
 from flowmend.stationary import StationaryGaussian
 from flowmend.tasks import task_noise, task_shape
@@ -102,6 +102,7 @@ WINDOWED = {
     "downsample": Downsample((3, 24, 36), 2),
     "blur": Blur((3, 24, 36), torch.rand(4, 3, generator=source(1)), "valid"),
     "blur of grey": OfGrey(Blur((1, 24, 36), torch.rand(3, 5, generator=source(2)), "valid"), 3),
+    "bayer": Bayer((3, 24, 36), "grbg"),
     "half of grey": OfGrey(Downsample((1, 24, 36), 2), 3),
 }
 
@@ -175,6 +176,7 @@ CASES = {
     "inpaint": {"mask": "random:0.6"},
     "colorize": {},
     "upscale": {"sigma": 0.02},
+    "demosaic": {},
     "deblur": {"kernel": "box:3", "sigma": 0.05},
 }
 
@@ -190,7 +192,7 @@ def measured(name, x, seed=0):
 
 @pytest.mark.parametrize("name", CASES)
 def test_parts_restore_what_the_whole_restores(prior, name):
-    if name in ("colorize", "upscale", "deblur"):
+    if name in ("colorize", "demosaic", "upscale", "deblur"):
         # there a network that is no denoiser carries the borders of parts far inside
         prior = any_size_prior(wild=0.0)
     x = photograph(200, 260)

@@ -14,7 +14,7 @@ from flowmend.errors import FlowmendError
 from flowmend.files import read_image
 from flowmend.kernels import parse_measurements
 from flowmend.noise import Gaussian, Poisson, SaltAndPepper, known_pixels
-from flowmend.operators import Blur, Downsample, Grey, Identity, Mask, Sense
+from flowmend.operators import Bayer, Blur, Downsample, Grey, Identity, Mask, Sense
 from flowmend.tasks import TASKS, make_task, parse_kernel, parse_mask
 
 SHAPE = (3, 16, 24)
@@ -23,6 +23,7 @@ OPERATORS = {
     "deblur": Blur,
     "inpaint": Mask,
     "colorize": Grey,
+    "demosaic": Bayer,
     "upscale": Downsample,
     "sense": Sense,
 }
@@ -35,7 +36,7 @@ PAPER = {
 }
 
 
-def test_the_table_names_six_tasks():
+def test_the_table_names_every_task():
     assert list(TASKS) == list(OPERATORS)
     assert all(spec.name == name for name, spec in TASKS.items())
 
@@ -434,8 +435,20 @@ def test_unknown_tasks(name, hint):
     assert hint in str(error.value)
 
 
-FOREIGN = {"kernel": "box:3", "boundary": "zero", "mask": "center:0.4", "scale": 2}
-OWNERS = {"kernel": "deblur", "boundary": "deblur", "mask": "inpaint", "scale": "upscale"}
+FOREIGN = {
+    "kernel": "box:3",
+    "boundary": "zero",
+    "mask": "center:0.4",
+    "scale": 2,
+    "pattern": "gbrg",
+}
+OWNERS = {
+    "kernel": "deblur",
+    "boundary": "deblur",
+    "mask": "inpaint",
+    "scale": "upscale",
+    "pattern": "demosaic",
+}
 
 
 @pytest.mark.parametrize("option", [*FOREIGN, "measurements"])
@@ -461,6 +474,7 @@ def test_noise_levels_that_cannot_be(sigma):
         ("deblur", {"boundary": "mirror"}, "Unknown boundary"),
         ("deblur", {"kernel": "box:17"}, "larger than the image"),
         ("upscale", {"scale": 0}, "does not divide"),
+        ("demosaic", {"pattern": "rgb"}, "Unknown pattern"),
         ("upscale", {"scale": 5}, "does not divide"),
         ("sense", {"measurements": 0}, "between 1 and 1152"),
         ("sense", {"measurements": 1153}, "between 1 and 1152"),
@@ -474,6 +488,8 @@ def test_options_that_cannot_be(name, given, phrase):
 def test_grey_images_have_no_colours_to_find():
     with pytest.raises(FlowmendError, match="colour images"):
         make_task("colorize", (1, 16, 24))
+    with pytest.raises(FlowmendError, match="colour images"):
+        make_task("demosaic", (1, 16, 24))
 
 
 # Measurements

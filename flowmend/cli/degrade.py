@@ -50,6 +50,7 @@ def degrade(
     noise: o.NoiseName = None,
     peak: o.Peak = None,
     share: o.Share = None,
+    pattern: o.Pattern = None,
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
     seed: o.Seed = 0,
 ) -> None:
@@ -75,6 +76,7 @@ def degrade(
         "noise": noise,
         "peak": peak,
         "share": share,
+        "pattern": pattern,
     }
     level = task_noise(task, **described)
     if level is None:
@@ -128,6 +130,7 @@ def degrade(
             "mask": mask,
             "scale": scale,
             "measurements": measurements,
+            "pattern": pattern,
             "seed": seed,
             "made_with": provenance(),
         },

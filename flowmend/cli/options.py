@@ -7,7 +7,7 @@ import typer
 
 from ..methods import METHODS
 from ..noise import AUTO, NOISES
-from ..operators import BOUNDARIES
+from ..operators import BOUNDARIES, PATTERNS
 from ..tasks import TASKS
 from ..weights import shipped_priors
 
@@ -22,6 +22,7 @@ __all__ = [
     "Measurements",
     "MethodName",
     "NoiseName",
+    "Pattern",
     "Peak",
     "PriorName",
     "Scale",
@@ -61,6 +62,10 @@ Share = Annotated[
     typer.Option(
         help="salt-pepper: share of the pixels that became black or white. Default: 0.1."
     ),
+]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help=f"demosaic: colours of the sensor: {', '.join(PATTERNS)}. Default: rggb."),
 ]
 Kernel = Annotated[
     str | None,

@@ -70,6 +70,7 @@ def restore(
     noise: o.NoiseName = None,
     peak: o.Peak = None,
     share: o.Share = None,
+    pattern: o.Pattern = None,
     prior: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +165,7 @@ def restore(
         "noise": noise,
         "peak": peak,
         "share": share,
+        "pattern": pattern,
     }
     level = task_noise(task, **described)
     prior = usual_prior(items, task, described) if prior is None else prior
