@@ -17,7 +17,7 @@ from .data import middle_crop
 from .errors import FlowmendError
 from .flow import VelocityConfig, VelocityNet, build_velocity
 from .hints import HintBank
-from .matching_loss import held_out_loss, held_out_psnr, matching_loss
+from .matching_loss import held_out_loss, held_out_psnr, linear_loss, matching_loss
 from .pixels import dequantise, from_bytes
 from .prior import GaussianPrior
 from .recipes import MatchingRecipe
@@ -176,7 +176,13 @@ class MatchingRun(TrainingRun):
             t, hints = self.bank.draw(len(x), self.step, noise)
         x, t = x.to(self.device), t.to(self.device)
         with self._autocast():
-            return matching_loss(self.prior.velocity, x, t, start, hints).mean()
+            loss = matching_loss(self.prior.velocity, x, t, start, hints)
+        if self.recipe.balanced:
+            # of values with several times the loss is about that of their mean
+            mean = t.flatten(1).mean(1).cpu()
+            usual = linear_loss(self.stationary, mean, self.config.sigma_data)
+            loss = loss / usual.to(loss)
+        return loss.mean()
 
     def measure(self) -> dict[str, float]:
         prior = self.kept()

@@ -118,6 +118,8 @@ class MatchingRecipe(Recipe):
             differ, and a resumed one goes on with the minutes that are left.
         mixed: Share of the images that have times of several kinds, as in
             :func:`flowmend.chance.time_maps`; an informed network takes the default.
+        balanced: Whether the loss of an image is divided by what a Gaussian would leave of it, so
+            that all noise levels count alike.
         lean: How much single times lean to low noise, likewise; 1 is not at all.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
@@ -133,6 +135,7 @@ class MatchingRecipe(Recipe):
     minutes: float = 0.0
     mixed: float = MIXED
     lean: float = 1.0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

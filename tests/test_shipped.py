@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import flowmend as fm
+from flowmend.baselines import bm3d
 from flowmend.faces import names, sample_faces
 from flowmend.files import read_picture, resize_and_crop
+from flowmend.photographs import photograph_task, restore_photograph
 from flowmend.pixels import dequantise
 from flowmend.weights import find_weights, sha256_of, shipped_priors
 
@@ -22,9 +24,34 @@ def prior():
     return fm.load("faces32")
 
 
-def test_package_ships_faces32_in_less_than_30_megabytes():
-    assert shipped_priors() == ["faces32"]
+def test_package_ships_two_priors_of_bounded_size():
+    assert shipped_priors() == ["faces32", "natural"]
     assert find_weights("faces32").stat().st_size < 30_000_000
+    assert find_weights("natural").stat().st_size < 15_000_000
+
+
+def test_natural_has_a_card_and_takes_every_size():
+    natural, path = fm.load("natural"), find_weights("natural")
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["sha256"] == sha256_of(path)
+    assert "BSDS500" in card["data"]
+    assert "non-commercial" in card["licence"]
+    assert natural.config.size is None
+    assert natural.stationary is not None
+
+
+@pytest.mark.parametrize("sigma", [15, 25, 50])
+def test_natural_denoises_a_photograph_it_has_never_seen_better_than_bm3d(sigma):
+    pytest.importorskip("bm3d")
+    from skimage import data
+
+    x = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None, :, 40:136, 120:216] / 255.0
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(sigma))
+    y = x + sigma / 255.0 * noise
+    task = photograph_task("denoise", tuple(x.shape[1:]), 3, sigma=sigma / 255.0)
+    found = restore_photograph(y, task, fm.load("natural")).x
+    peer = bm3d(y, sigma / 255.0).clamp(0.0, 1.0)
+    assert fm.psnr(found, x)[0] > fm.psnr(peer, x)[0]
 
 
 def test_card_has_the_sha256_the_data_and_the_licence(prior):

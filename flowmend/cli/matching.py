@@ -21,7 +21,13 @@ __all__ = ["train_continuous"]
 
 UNLIMITED = 10**6
 """Epochs where only the minutes count."""
-CROPS = {"batch": 16, "mixed": 1.0 / 3.0, "lean": 2.0}
+CROPS = {
+    "batch": 16,
+    "learning_rate": 1e-3,
+    "mixed": 1.0 / 3.0,
+    "lean": 2.0,
+    "balanced": True,
+}
 """How photographs are learnt: mostly as pictures with a little noise all over."""
 
 
