@@ -54,8 +54,11 @@ structure of an image is left, and the last is the rounding of 8 bits."""
 LINEAR_NOISE = 0.3
 """Limit to the Gaussian's standard deviations where splitting starts."""
 UNFINISHED = "not finite: no image was found"
-SPLITTING_NOISE = (0.2, 0.01)
-"""First and last level of half-quadratic splitting, on the [0, 1] scale."""
+SPLITTING_NOISE = (0.2, LEAST_NOISE)
+"""First and last level of half-quadratic splitting, on the [0, 1] scale; the first only where no
+Gaussian says how far from the truth it starts."""
+DOUBT, DOUBTS = 5.0, 32
+"""Where one does: the first level as a multiple of that, found from so many draws."""
 CHURN = 0.5
 """Share of the noise that is drawn anew at each level, for the sake of the draws' mean."""
 TRUST = 2.0
@@ -148,6 +151,15 @@ class Guidance:
         mean = self.covariance.mean.expand(len(self.y), *self.covariance.shape)
         lack = self.y - self.operator.A(mean)
         return mean + self._gain(lack, lambda v: self.covariance.remaining(v, most))
+
+    def first_level(self) -> float:
+        """The noise level at which splitting starts."""
+        if self.gaussian is None:
+            return SPLITTING_NOISE[0]
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randn(DOUBTS, self.covariance.mean.numel(), generator=generator)
+        spread = self.gaussian.colour(draws.to(self.y)).square().mean().sqrt()
+        return min(max(DOUBT * float(spread), 2.0 * SPLITTING_NOISE[1]), MOST_NOISE)
 
     def corrected(self, x: Tensor, variance: float) -> Tensor:
         """The mean given the measurements of images that are x (B, C, H, W) up to white noise."""
@@ -254,7 +266,7 @@ def splitting(
         observe: Called with (level, estimate) after each level, the levels numbered from 0.
     """
     exact = guidance.known is not None
-    path = [0.0] if exact else levels(evaluations, *SPLITTING_NOISE)
+    path = [0.0] if exact else levels(evaluations, guidance.first_level(), SPLITTING_NOISE[1])
     x = guidance.y if exact else guidance.linear(LINEAR_NOISE)
     for index, level in enumerate(path):
         if exact:
