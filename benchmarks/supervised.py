@@ -191,10 +191,7 @@ def ours(y: Tensor, task: Task, prior: fm.Prior, method: str, seed: int) -> Tens
     parts = []
     for index, part in enumerate(y.split(32)):
         generator = generator_at(seed, 5, index)
-        options = {"samples": 2} if method == "posterior" else {}
-        found = fm.restore(
-            part, task, prior, method, precision=precision, generator=generator, **options
-        )
+        found = fm.restore(part, task, prior, method, precision=precision, generator=generator)
         parts.append(found.x)
     return torch.cat(parts)
 
@@ -312,7 +309,7 @@ def main() -> None:
         nargs="+",
         default=["faces32", str(ROOT / "weights" / "faces32-continuous.safetensors")],
     )
-    judge.add_argument("--methods", nargs="+", default=["fast-map", "posterior"])
+    judge.add_argument("--methods", nargs="+", default=["fast-map", "splitting"])
     judge.add_argument("--images", type=int, default=192)
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
