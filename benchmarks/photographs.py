@@ -182,6 +182,9 @@ SOLVERS: dict[str, Method] = {
     "Flower, our network": flower,
 }
 
+WITHOUT_PRIOR = ("BM3D", "TV (deepinv)")
+"""Methods whose lines hold whatever the prior is."""
+
 
 # Running
 
@@ -197,17 +200,24 @@ class Lines:
         self.lines = read(path)
         self.sha256 = sha256_of(find_weights(prior))
         self.prior = Path(prior).stem
+        self.keys = dict.fromkeys(WITHOUT_PRIOR, "none")
         self.done = {tuple(line[name] for name in self.KEY) for line in self.lines}
         self.made_with = provenance()
 
     def missing(self, what: str, picture: str, method: str) -> bool:
         """Whether a line is not there yet."""
-        return (what, picture, method, self.sha256) not in self.done
+        return (what, picture, method, self.keys.get(method, self.sha256)) not in self.done
 
     def add(self, what: str, picture: str, method: str, **values: object) -> None:
         """Appends a line."""
-        key = {"what": what, "picture": picture, "method": method, "prior_sha256": self.sha256}
-        line = key | {"prior": self.prior} | values | {"made_with": self.made_with}
+        sha256 = self.keys.get(method, self.sha256)
+        key = {"what": what, "picture": picture, "method": method, "prior_sha256": sha256}
+        line = (
+            key
+            | {"prior": None if sha256 == "none" else self.prior}
+            | values
+            | {"made_with": self.made_with}
+        )
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.done.add(tuple(key.values()))
@@ -364,21 +374,22 @@ def averages(lines: list[dict], whats: list[str]) -> list[str]:
 def render(arguments: argparse.Namespace) -> None:
     """Writes the page from the lines of the newest prior."""
     lines = read(arguments.results)
-    newest = lines[-1]["prior_sha256"]
-    lines = [line for line in lines if line["prior_sha256"] == newest]
+    last = [line for line in lines if line["prior_sha256"] != "none"][-1]
+    newest, name = last["prior_sha256"], last["prior"]
+    lines = [line for line in lines if line["prior_sha256"] in (newest, "none")]
     page = [
         "# Photographs",
         "",
         "Written by `benchmarks/photographs.py render`; do not edit. Prior "
-        f"`{lines[-1]['prior']}`, sha256 {newest[:12]}. PSNR in dB / SSIM, in brackets how many "
+        f"`{name}`, sha256 {newest[:12]}. PSNR in dB / SSIM, in brackets how many "
         "pictures and mean seconds a picture.",
         "",
         "## CBSD68, Gaussian noise, not clipped",
         "",
         *averages(lines, [f"denoise {level}" for level in SIGMAS]),
         *(
-            f"| {name} | " + " | ".join(f"{v:.2f}" for v in values) + " |"
-            for name, values in PUBLISHED.items()
+            f"| {who} | " + " | ".join(f"{v:.2f}" for v in values) + " |"
+            for who, values in PUBLISHED.items()
         ),
         "",
         f"## Middles of {MIDDLE} x {MIDDLE} pixels",
