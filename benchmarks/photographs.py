@@ -272,7 +272,7 @@ def run_denoise(arguments: argparse.Namespace) -> None:
     """CBSD68: whole pictures."""
     prior, lines = fm.load(arguments.prior), Lines(arguments.results, arguments.prior)
     methods = {name: DENOISERS[name] for name in arguments.methods or DENOISERS}
-    for path in find_pictures([arguments.folder])[: arguments.images]:
+    for path in find_pictures([arguments.folder])[:: arguments.every]:
         x = read_image(path)[None]
         for level in arguments.sigmas:
             noise = torch.randn(x.shape, generator=generator_at(level, *path.stem.encode()))
@@ -299,7 +299,7 @@ def run_tasks(arguments: argparse.Namespace) -> None:
             EVALUATIONS.format(n): functools.partial(ours, evaluations=n)
             for n in arguments.evaluations
         }
-    for index, path in enumerate(find_pictures([arguments.folder])[: arguments.images]):
+    for index, path in enumerate(find_pictures([arguments.folder])[:: arguments.every]):
         image = read_image(path)[None]
         top, left = (image.shape[-2] - MIDDLE) // 2, (image.shape[-1] - MIDDLE) // 2
         x = image[..., top : top + MIDDLE, left : left + MIDDLE]
@@ -428,7 +428,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
         command.add_argument("--prior", default="natural")
-        command.add_argument("--images", type=int)
+        command.add_argument("--every", type=int, default=1, help="take every so many pictures")
         command.add_argument("--evaluations", type=int, nargs="+", help="tasks: compare these")
         command.add_argument("--methods", nargs="+")
         command.add_argument("--sigmas", type=int, nargs="+", default=SIGMAS)

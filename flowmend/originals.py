@@ -4,6 +4,7 @@
 picture is turned upright, and its notes say so.
 """
 
+import dataclasses
 import io
 import math
 import warnings
@@ -93,15 +94,15 @@ def read_original(path: str | Path) -> Original:
         levels = torch.from_numpy(np.array(whole)).permute(2, 0, 1).float() / 255.0
         values = levels[:1] if grey else levels[:3]
         return Original(values.contiguous(), levels[3:].contiguous(), False, profile, notes)
-    values = read_image(path)
-    profile = profile if kind != "JPEG" or len(values) == 3 or mode == "L" else None
-    return Original(values, None, False, None if mode == "CMYK" else profile, notes)
+    # inks become red, green and blue, of which their profile says nothing
+    return Original(read_image(path), None, False, None if mode == "CMYK" else profile, notes)
 
 
 def _read_deep(path: Path) -> np.ndarray | None:
     """Levels uint16 (H, W, channels) of a file of 16 bits a channel; None if it is another."""
     try:
-        start = path.open("rb").read(32)
+        with path.open("rb") as file:
+            start = file.read(32)
         if start.startswith(PNG_START) and len(start) > 25 and start[24] == 16:
             width, height, rows, about = png.Reader(filename=str(path)).read()
             levels = np.vstack([np.asarray(row, dtype=np.uint16) for row in rows])
@@ -134,10 +135,13 @@ def _upright(levels: np.ndarray, turn: int) -> np.ndarray:
 def save_like(path: str | Path, image: Tensor, original: Original) -> Path:
     """Writes an image (C, H, W) in [0, 1] as a PNG with what the original has besides.
 
-    Of another size than the original, it has its opacity resized.
+    Of another size than the original, it has its opacity resized; with colours where that was
+    grey, it has no profile.
     """
     path = Path(path)
     image = image.detach().cpu()
+    if len(image) != len(original.values):
+        original = dataclasses.replace(original, profile=None)
     if original.alpha is not None:
         alpha = original.alpha[None]
         if alpha.shape[-2:] != image.shape[-2:]:

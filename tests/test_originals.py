@@ -105,6 +105,12 @@ def test_the_colour_profile_survives(tmp_path, deep):
     assert read_original(tmp_path / "a.jpg").profile == PROFILE
 
 
+def test_a_picture_that_gains_colours_loses_its_grey_profile(tmp_path):
+    original = Original(torch.rand(1, 4, 5), None, False, PROFILE, None)
+    save_like(tmp_path / "a.png", torch.rand(3, 4, 5), original)
+    assert read_original(tmp_path / "a.png").profile is None
+
+
 def test_transparency_is_passed_through_and_resized(tmp_path):
     values = levels(4, 6, 4, 255).astype(np.uint8)
     Image.fromarray(values, "RGBA").save(tmp_path / "a.png")
