@@ -278,8 +278,8 @@ def page(result: dict) -> str:
         f"Within {NEAR} dB of the trained network, or above it: {', '.join(near) or 'nowhere'}; "
         f"farther below: {', '.join(far) or 'nowhere'}. Above it where it was not trained: "
         f"{', '.join(above) or 'nowhere'}. Where a continuous prior restores noise, holes or "
-        "colours, its inference is exact (one evaluation of E[x | y]): what it lacks there is the "
-        "prior's.",
+        "colours, its inference is exact (one evaluation of E[x | y]) but for the clipping of "
+        "8-bit files, which the trained network has seen: what it lacks is mostly the prior's.",
         "",
         told(result["made_with"]),
         "",
