@@ -371,6 +371,34 @@ def averages(lines: list[dict], whats: list[str]) -> list[str]:
     return rows
 
 
+def on_the_same(lines: list[dict], whats: list[str]) -> list[str]:
+    """A sentence for each peer that was run on fewer pictures: both on those, and their times."""
+    found = []
+    for what in whats:
+        here = [line for line in lines if line["what"] == what]
+        mine = {line["picture"]: line for line in here if line["method"] == "flowmend"}
+        for method in dict.fromkeys(line["method"] for line in here):
+            pairs = [
+                (line, mine[line["picture"]])
+                for line in here
+                if line["method"] == method and line["picture"] in mine
+            ]
+            if method == "flowmend" or not 0 < len(pairs) < len(mine):
+                continue
+            peer, own, slower, quicker = (
+                sum(pair[side][name] for pair in pairs) / len(pairs)
+                for name in ("psnr", "seconds")
+                for side in (0, 1)
+            )
+            found += [
+                f"{what}, the {len(pairs)} pictures that {method} was run on: {method} "
+                f"{peer:.2f} dB in {slower:.1f} s, flowmend {own:.2f} dB in {quicker:.1f} s a "
+                "picture (other work ran beside both).",
+                "",
+            ]
+    return found
+
+
 def render(arguments: argparse.Namespace) -> None:
     """Writes the page from the lines of the newest prior."""
     lines = read(arguments.results)
@@ -392,17 +420,22 @@ def render(arguments: argparse.Namespace) -> None:
             for who, values in PUBLISHED.items()
         ),
         "",
-        f"## Middles of {MIDDLE} x {MIDDLE} pixels",
-        "",
-        f"Motion blurs of 15 to 27 pixels: {', '.join(f'`{kernel}`' for kernel in KERNELS)}, in "
-        "turn.",
-        "",
-        *averages(lines, list(TASKS)),
+        *on_the_same(lines, [f"denoise {level}" for level in SIGMAS]),
     ]
+    if any(line["what"] in TASKS for line in lines):
+        page += [
+            f"## Middles of {MIDDLE} x {MIDDLE} pixels",
+            "",
+            f"Motion blurs of 15 to 27 pixels: {', '.join(f'`{kernel}`' for kernel in KERNELS)}, "
+            "in turn.",
+            "",
+            *averages(lines, list(TASKS)),
+            "",
+            *on_the_same(lines, list(TASKS)),
+        ]
     speeds = [line for line in lines if line["what"].startswith("speed")]
     if speeds:
         page += [
-            "",
             "## Size",
             "",
             "| picture | s / megapixel | peak memory, GiB |",
