@@ -384,7 +384,7 @@ COMMANDS = {
     "restore in --task denoise --out out --prior text.txt": "not a readable",
     "restore in --task denoise --out out --prior changed.safetensors": "sha256 differs",
     # degrade
-    f"{DEGRADE} --task denoise": "Missing option",
+    "degrade in --task denoise --size 8": "Missing option",
     f"{DEGRADE} --task denoise --size 0": "between 1 and 8192",
     f"{DEGRADE} --task denoise --size -4": "between 1 and 8192",
     f"{DEGRADE} --task denoise --size 100000": "between 1 and 8192",
