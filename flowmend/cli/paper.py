@@ -26,7 +26,7 @@ __all__ = ["paper"]
 FIGURES = tuple(f"figure{number}" for number in range(1, 7))
 MEASURED = ("table1", "steps", "recipe", "ablation")
 ITEMS = (*MEASURED, "table2", *FIGURES, "page", "all")
-QUICK_IMAGES, QUICK_TUNING, QUICK_STEPS = 16, 8, 100
+QUICK_IMAGES, QUICK_TUNING, QUICK_STEPS = 16, 4, 60
 ABLATED = ("denoise", "inpaint")
 """Tasks of the ablation where the user names none."""
 
