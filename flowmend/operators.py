@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .convolution import convolved
 from .errors import FlowmendError
 from .least_squares import least_squares
 from .linear_operator import LinearOperator, Window
@@ -281,8 +282,7 @@ class Blur(LinearOperator):
         padding = (width - 1 - width // 2, width // 2, height - 1 - height // 2, height // 2)
         padding = (0, 0, 0, 0) if self.boundary == "valid" else padding
         mode = {"reflect": "reflect", "circular": "circular"}.get(self.boundary, "constant")
-        weight = self.kernel.to(x).flip(0, 1).expand(self.shape[0], 1, height, width)
-        return functional.conv2d(functional.pad(x, padding, mode), weight, groups=self.shape[0])
+        return convolved(functional.pad(x, padding, mode), self.kernel.to(x))
 
 
 class Sense(LinearOperator):

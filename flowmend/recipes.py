@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .chance import MIXED
 from .errors import FlowmendError
+from .muon import Muon
 
 __all__ = ["RECIPES", "MatchingRecipe", "Recipe"]
 
@@ -69,7 +70,7 @@ class Recipe:
         """Steps of warm-up in a run of so many."""
         return self.warmup
 
-    def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """AdamW for a module's parameters, on their device."""
         return torch.optim.AdamW(
             _parameter_groups(module, self.weight_decay),
@@ -121,6 +122,7 @@ class MatchingRecipe(Recipe):
         balanced: Whether the loss of an image is divided by what a Gaussian would leave of it, so
             that all noise levels count alike.
         lean: How much single times lean to low noise, likewise; 1 is not at all.
+        muon: Whether :class:`~flowmend.muon.Muon` is the optimiser, and not AdamW alone.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
     """
@@ -136,6 +138,7 @@ class MatchingRecipe(Recipe):
     mixed: float = MIXED
     lean: float = 1.0
     balanced: bool = False
+    muon: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,6 +148,13 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The share of mixed times must lie between 0 and 1.")
         if not 1 <= self.lean <= 10:
             raise FlowmendError("The lean to low noise must lie between 1 and 10.")
+
+    def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+        """AdamW or Muon for a module's parameters, on their device."""
+        if not self.muon:
+            return super().optimiser(module, device)
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        return Muon(module, self.learning_rate, self.betas, self.weight_decay, dtype)
 
     def _warmup(self, steps: float) -> float:
         return min(self.warmup, max(20.0, steps / 20.0))

@@ -23,10 +23,10 @@ UNLIMITED = 10**6
 """Epochs where only the minutes count."""
 CROPS = {
     "batch": 16,
-    "learning_rate": 1e-3,
-    "mixed": 1.0 / 3.0,
+    "mixed": 0.15,
     "lean": 2.0,
     "balanced": True,
+    "muon": True,
 }
 """How photographs are learnt: mostly as pictures with a little noise all over."""
 
