@@ -1,8 +1,7 @@
 """An optimiser that gives every direction of a convolution's weights a step of the same length.
 
 The momentum of a weight matrix is replaced by the nearest orthogonal one before it is followed:
-rare directions learn as fast as common ones. On photographs it takes a few minutes where AdamW
-takes an hour (``weights/README.md``). All other parameters follow AdamW.
+rare directions learn as fast as common ones. All other parameters follow AdamW.
 
 Sources: Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024),
 https://kellerjordan.github.io/posts/muon/; of the length of its steps: Muon is Scalable for LLM
@@ -31,11 +30,7 @@ EPSILON = 1e-8
 
 
 def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """About the nearest matrix with orthonormal rows or columns, (m, n), in the given precision.
-
-    Its singular values lie between 0.6 and 1.3 where the smallest is above a hundredth of the
-    matrix's Frobenius norm.
-    """
+    """About the nearest matrix with orthonormal rows or columns, (m, n), in the given precision."""
     x = matrix / matrix.norm().clamp_min(1e-30)
     x = x.to(dtype)
     wide = x if len(x) <= x.shape[1] else x.T
