@@ -30,7 +30,7 @@ EPSILON = 1e-8
 
 
 def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """About the nearest matrix with orthonormal rows or columns, (m, n), in the given precision."""
+    """About the nearest matrix with orthonormal rows or columns, (m, n), in a precision."""
     x = matrix / matrix.norm().clamp_min(1e-30)
     x = x.to(dtype)
     wide = x if len(x) <= x.shape[1] else x.T
