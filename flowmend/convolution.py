@@ -1,7 +1,6 @@
 """Convolution of images with a kernel of any size."""
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +24,8 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     if kernel.numel() <= DIRECT:
         weight = kernel.flip(0, 1).expand(x.shape[1], 1, height, width)
         return functional.conv2d(x, weight, groups=x.shape[1])
+    from scipy.fft import next_fast_len
+
     # what wraps around comes to lie where the kernel is not inside
     sides = tuple(next_fast_len(side, real=True) for side in x.shape[-2:])
     spectrum = torch.fft.rfft2(x, sides) * torch.fft.rfft2(kernel, sides)

@@ -26,6 +26,8 @@ LAYERS = (
         "chance",
         "linear_operator",
         "linearity",
+        "convolution",
+        "muon",
     ),
     (
         "prior",
