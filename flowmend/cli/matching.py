@@ -26,7 +26,6 @@ CROPS = {
     "mixed": 0.15,
     "lean": 2.0,
     "balanced": True,
-    "muon": True,
 }
 """How photographs are learnt: mostly as pictures with a little noise all over."""
 
@@ -75,6 +74,7 @@ def train_continuous(
         raise FlowmendError(f"--init needs a continuous prior, and '{init}' holds another.")
     if wanted.get("minutes") and "epochs" not in wanted:
         wanted = wanted | {"epochs": UNLIMITED}
+    wanted = {"muon": True} | wanted
     recipe = MatchingRecipe(**(wanted if config.size else CROPS | wanted))
     load = load_folder if config.size else load_photographs
     images, validation = read_folders(
