@@ -44,9 +44,14 @@ def shipped_priors() -> list[str]:
 def find_weights(name: str | Path) -> Path:
     """Turns a shipped prior's name, a weights file or a training folder into a weights file.
 
+    A shipped name is that prior whatever lies in the working directory; a folder that happens to
+    be called so is ``./natural``, or a :class:`Path`.
+
     Raises:
         FlowmendError: If there is no such prior.
     """
+    if isinstance(name, str) and name in shipped_priors():
+        return Path(str(resources.files(__package__) / "priors" / f"{name}.safetensors"))
     path = Path(name)
     try:
         if path.is_file():
@@ -58,8 +63,6 @@ def find_weights(name: str | Path) -> Path:
             raise FlowmendError(f"'{name}' holds no prior.safetensors: is its training finished?")
     except OSError:  # a name the file system cannot hold
         pass
-    if str(name) in shipped_priors():
-        return Path(str(resources.files(__package__) / "priors" / f"{name}.safetensors"))
     raise FlowmendError(
         f"There is no prior '{name}': give a weights file, a training folder, or one of the "
         f"shipped priors ({', '.join(shipped_priors())})."

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,6 +233,19 @@ def test_every_shipped_prior_is_found_by_name():
     folder = weights.resources.files("flowmend") / "priors"
     wanted = sorted(item.name for item in folder.iterdir() if ".safetensors" in item.name)
     assert [find_weights(name).name for name in shipped_priors()] == wanted
+
+
+@pytest.mark.parametrize("name", ["natural", "faces32"])
+def test_a_folder_called_like_a_shipped_prior_does_not_hide_it(name, tmp_path, saved, monkeypatch):
+    (tmp_path / name).mkdir()
+    shipped = find_weights(name)
+    monkeypatch.chdir(tmp_path)
+    assert find_weights(name) == shipped
+    with pytest.raises(FlowmendError, match="is its training finished"):
+        find_weights(f"./{name}")
+    (tmp_path / name / "prior.safetensors").write_bytes(saved.read_bytes())
+    assert find_weights(name) == shipped
+    assert find_weights(f"./{name}") == find_weights(Path(name)) == Path(name, "prior.safetensors")
 
 
 def test_shipped_prior_is_loaded_by_name(saved, monkeypatch):
