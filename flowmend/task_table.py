@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .decimation import Decimate, bicubic_kernel
 from .errors import FlowmendError
 from .kernels import parse_kernel, parse_mask, parse_measurements
 from .operators import Bayer, Blur, Downsample, Grey, Identity, LinearOperator, Mask, Sense
 
-__all__ = ["TASKS", "Shape", "TaskOptions", "TaskSpec"]
+__all__ = ["BICUBIC", "TASKS", "Shape", "TaskOptions", "TaskSpec"]
 
+BICUBIC = "bicubic"
+"""The name of the kernel of bicubic reduction, which depends on the scale."""
 Shape = tuple[int, int, int]
 
 
@@ -98,7 +101,12 @@ def _scale(options: TaskOptions) -> int:
 
 
 def _upscale(shape: Shape, options: TaskOptions) -> LinearOperator:
-    return Downsample(shape, _scale(options))
+    factor, kernel = _scale(options), options.kernel
+    if kernel is None:
+        return Downsample(shape, factor)
+    if isinstance(kernel, str) and kernel == BICUBIC:
+        return Decimate(shape, factor, bicubic_kernel(max(1, factor)))
+    return Decimate(shape, factor, parse_kernel(kernel))
 
 
 def _upscaled(shape: Shape, options: TaskOptions) -> Shape:
@@ -163,9 +171,9 @@ TASKS: dict[str, TaskSpec] = {
         ),
         TaskSpec(
             "upscale",
-            "Enlarge an image --scale times",
+            "Enlarge an image --scale times, made small by averaging blocks or by a --kernel",
             _upscale,
-            options=("scale",),
+            options=("scale", "kernel"),
             image_shape=_upscaled,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),

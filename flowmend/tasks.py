@@ -204,7 +204,8 @@ def make_task(
     Keyword Args:
         sigma: Standard deviation of Gaussian noise on the [0, 1] scale, or ``auto``: unknown, or
             a map of it; see :func:`~flowmend.noise.parse_sigma`.
-        kernel: For deblur, see :func:`parse_kernel`.
+        kernel: For deblur, see :func:`parse_kernel`. For upscale likewise, or ``bicubic``: the
+            filter of :class:`~flowmend.decimation.Decimate`; None averages blocks.
         boundary: For deblur, see :class:`~flowmend.operators.Blur`.
         mask: For inpaint, see :func:`parse_mask`.
         scale: For upscale, the factor.

@@ -33,6 +33,7 @@ LAYERS = (
         "prior",
         "fsgf",
         "operators",
+        "decimation",
         "noise",
         "objective",
         "coordinates",

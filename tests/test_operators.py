@@ -9,6 +9,7 @@ import torch
 from properties import check_adjoint
 from torch.nn import functional
 
+from flowmend.decimation import Decimate, bicubic_kernel
 from flowmend.errors import FlowmendError
 from flowmend.operators import (
     BOUNDARIES,
@@ -74,6 +75,9 @@ OPERATORS = {
     "downsample 1": Downsample(SHAPE, 1),
     "downsample 2": Downsample(SHAPE, 2),
     "downsample 4": Downsample(SHAPE, 4),
+    "decimate, bicubic 2": Decimate(SHAPE, 2, bicubic_kernel(2)),
+    "decimate, small filter": Decimate(SHAPE, 4, KERNELS["corner3"]),
+    "decimate, no symmetry": Decimate(SHAPE, 2, numbers(5, 4, seed=6)),
     "sense": Sense(SHAPE, 40),
     "sense, one number": Sense(SHAPE, 1),
     "only A": Chirp(SHAPE),
@@ -321,6 +325,42 @@ def test_flat_images_stay_flat(boundary):
     assert torch.allclose(blurred, flat, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_bicubic_reduction_is_that_of_pillow(factor):
+    """Away from the borders, where Pillow cuts its filter off and we mirror the image."""
+    from PIL import Image
+
+    size = 24 * factor
+    x = numbers(1, 1, size, size)
+    found = Decimate((1, size, size), factor, bicubic_kernel(factor)).A(x)
+    image = Image.fromarray(x[0, 0].float().numpy())
+    wanted = np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC))
+    assert np.abs(found[0, 0].numpy() - wanted)[3:-3, 3:-3].max() < 1e-5
+    shifted = np.roll(wanted, 1, 0)
+    assert np.abs(found[0, 0].numpy() - shifted)[3:-3, 3:-3].max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (3, 1), (1, 1), (5, 4), (7, 3)])
+def test_decimation_is_a_sum_over_what_the_filter_sees(size):
+    kernel, (_, rows, columns) = numbers(*size, seed=2), SHAPE
+    x = numbers(1, *SHAPE)
+    found = Decimate(SHAPE, 2, kernel).A(x)[0]
+    wanted = np.zeros(found.shape)
+    for i, j, a, b in itertools.product(range(rows // 2), range(columns // 2), *map(range, size)):
+        # the filter, turned, begins where its middle falls on the block's or half a pixel before
+        row = 2 * i - math.ceil((size[0] - 2) / 2) + size[0] - 1 - a
+        column = 2 * j - math.ceil((size[1] - 2) / 2) + size[1] - 1 - b
+        seen = x[0, :, reflected(row, rows), reflected(column, columns)].numpy()
+        wanted[:, i, j] += float(kernel[a, b]) * seen
+    assert np.abs(found.numpy() - wanted).max() < 1e-12
+
+
+def test_decimation_by_a_box_is_the_mean_of_blocks():
+    x = numbers(2, *SHAPE)
+    box = torch.full((4, 4), 1 / 16, dtype=torch.float64)
+    assert torch.allclose(Decimate(SHAPE, 4, box).A(x), Downsample(SHAPE, 4).A(x))
+
+
 REFUSED = {
     "kernel taller than the image": (lambda: Blur(SHAPE, torch.ones(9, 3)), "larger than"),
     "kernel wider than the image": (lambda: Blur(SHAPE, torch.ones(3, 13)), "larger than"),
@@ -340,6 +380,10 @@ REFUSED = {
     "scale that divides the width only": (lambda: Downsample(SHAPE, 3), "does not divide"),
     "scale of zero": (lambda: Downsample(SHAPE, 0), "does not divide"),
     "negative scale": (lambda: Downsample(SHAPE, -2), "does not divide"),
+    "filter larger than the image": (lambda: Decimate(SHAPE, 2, torch.ones(17, 3)), "too large"),
+    "filter wider than the image": (lambda: Decimate(SHAPE, 2, torch.ones(3, 26)), "too large"),
+    "filter with NaN": (lambda: Decimate(SHAPE, 2, torch.full((3, 3), math.nan)), "finite"),
+    "filter and a scale that is none": (lambda: Decimate(SHAPE, 3, torch.ones(3, 3)), "divide"),
     "no measurements": (lambda: Sense(SHAPE, 0), "between 1 and 288"),
     "more measurements than values": (lambda: Sense(SHAPE, SIZE + 1), "between 1 and 288"),
 }

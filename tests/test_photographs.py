@@ -13,6 +13,7 @@ import flowmend as fm
 from flowmend.album import usual_prior
 from flowmend.batch import find_items
 from flowmend.cli import main
+from flowmend.decimation import Decimate, bicubic_kernel
 from flowmend.files import save_array, save_image
 from flowmend.operators import Bayer, Blur, Downsample, Grey, Identity, Mask, OfGrey, Sense
 from flowmend.photographs import photograph_task, restore_photograph
@@ -100,6 +101,8 @@ WINDOWED = {
     "mask": Mask((3, 24, 36), (torch.rand(1, 24, 36, generator=source()) < 0.5).float()),
     "grey": Grey((3, 24, 36)),
     "downsample": Downsample((3, 24, 36), 2),
+    "bicubic": Decimate((3, 24, 36), 2, bicubic_kernel(2)),
+    "decimate": Decimate((3, 24, 36), 2, torch.rand(5, 4, generator=source(7))),
     "blur": Blur((3, 24, 36), torch.rand(4, 3, generator=source(1)), "valid"),
     "blur of grey": OfGrey(Blur((1, 24, 36), torch.rand(3, 5, generator=source(2)), "valid"), 3),
     "bayer": Bayer((3, 24, 36), "grbg"),
@@ -108,7 +111,7 @@ WINDOWED = {
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-@pytest.mark.parametrize(("rows", "columns"), [((0, 12), (8, 36)), ((6, 24), (12, 20))])
+@pytest.mark.parametrize(("rows", "columns"), [((0, 12), (8, 36)), ((6, 24), (12, 28))])
 def test_a_part_measures_what_the_whole_measures_there(name, rows, columns):
     operator = WINDOWED[name]
     rows, columns = slice(*rows), slice(*columns)
@@ -131,6 +134,8 @@ def test_a_blur_that_assumes_a_border_has_no_parts():
     assert Sense((3, 4, 4), 5).window(slice(0, 2), slice(0, 2)) is None
     assert WINDOWED["downsample"].window(slice(1, 13), slice(0, 12)) is None
     assert WINDOWED["blur"].window(slice(0, 3), slice(0, 12)) is None
+    assert WINDOWED["bicubic"].window(slice(0, 12), slice(12, 20)) is None
+    assert WINDOWED["bicubic"].window(slice(1, 13), slice(0, 12)) is None
 
 
 def test_grey_adjoint_is_the_adjoint():
@@ -362,7 +367,11 @@ def test_upscaling_shows_the_small_picture_large(tmp_path, weights):
 def test_photographs_are_measured_and_restored_at_their_own_size(tmp_path, weights):
     save_image(tmp_path / "in" / "a.png", photograph(35, 41)[0])
     save_image(tmp_path / "in" / "b.png", photograph(24, 30)[0])
-    for task, options in (("upscale", ("--scale", 2)), ("deblur", ("--kernel", "box:3"))):
+    for task, options in (
+        ("upscale", ("--scale", 2)),
+        ("upscale", ("--kernel", "bicubic")),
+        ("deblur", ("--kernel", "box:3")),
+    ):
         made, out = tmp_path / task, tmp_path / f"{task}-restored"
         code = run("degrade", tmp_path / "in", "-t", task, *options, "-o", made)
         assert code == 0

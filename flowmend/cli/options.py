@@ -71,7 +71,8 @@ Kernel = Annotated[
     str | None,
     typer.Option(
         help="deblur: box:SIDE, gaussian:SIGMA, motion:LENGTH:ANGLE (pixels, degrees), or a "
-        "picture or .npy. Default: box:3."
+        "picture or .npy. Default: box:3. upscale: likewise, or bicubic: what was seen of the "
+        "large picture before pixels were left out. Default: the mean of a block."
     ),
 ]
 Boundary = Annotated[
