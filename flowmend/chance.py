@@ -9,6 +9,9 @@ __all__ = ["MIXED", "generator_at", "mirrored", "random_crop", "stratified_times
 
 MIXED = 2.0 / 3.0
 """Share of the images whose values have times of several kinds, unless a recipe says so."""
+USUAL_NOISE, NOISE_SPREAD = 0.08, 1.0
+"""Median of the noise that restoring photographs meets, on the [0, 1] scale, and the standard
+deviation of its logarithm."""
 
 
 def generator_at(seed: int, *place: int) -> torch.Generator:
@@ -48,20 +51,24 @@ def time_maps(
     shape: tuple[int, int, int, int],
     generator: torch.Generator,
     mixed: float = MIXED,
-    lean: float = 1.0,
+    focused: float = 0.0,
 ) -> Tensor:
     """Times of every value of images (B, C, H, W), in the colour coordinates of a network.
 
-    Some images have one time ``1 - u^lean``, u uniform in [0, 1]: the flow. Of the others some
-    values are known, exactly or with noise of 0.002 to 0.3 on the [0, 1] scale, and the rest
-    unknown, or noisier: all but a rectangle, a rectangle, scattered cells of 1, 2 or 4 pixels, the
-    grey of a picture, or some of these at once.
+    Some images have one time, uniform in [0, 1], or such that the logarithm of the noise is
+    normal about that of :data:`USUAL_NOISE`: the flow. Of the others some values are known,
+    exactly or with noise of 0.002 to 0.3 on the [0, 1] scale, and the rest unknown, or noisier:
+    all but a rectangle, a rectangle, scattered cells of 1, 2 or 4 pixels, the grey of a picture,
+    or some of these at once.
+
+    Source, of the normal logarithms: Scaling Rectified Flow Transformers for High-Resolution Image
+    Synthesis (Esser et al., 2024), https://arxiv.org/abs/2403.03206
 
     Args:
         shape: Shape of the images.
         generator: Source of all that is random.
         mixed: Share of the images with times of several kinds.
-        lean: 1 spreads the single times evenly, more moves them to where noise is low.
+        focused: Share of the single times where noise is about the usual.
     """
     batch = shape[0]
 
@@ -69,7 +76,8 @@ def time_maps(
         return torch.rand(batch, 1, 1, 1, generator=generator)
 
     places = stratified_times(batch, generator)[torch.randperm(batch, generator=generator)]
-    times = 1.0 - (1.0 - places) ** lean
+    usual = path_time(USUAL_NOISE * (NOISE_SPREAD * torch.special.ndtri(places)).exp())
+    times = torch.where(chances().flatten() < focused, usual, places)
     even = times.view(-1, 1, 1, 1).expand(shape)
     known = _known_values(shape, generator)
     high = torch.where(chances() < 0.6, 1.0, path_time(0.002 * 150.0 ** chances()))

@@ -17,7 +17,7 @@ from .data import middle_crop
 from .errors import FlowmendError
 from .flow import VelocityConfig, VelocityNet, build_velocity
 from .hints import HintBank
-from .matching_loss import held_out_loss, held_out_psnr, linear_loss, matching_loss
+from .matching_loss import held_out_loss, held_out_psnr, matching_loss
 from .pixels import dequantise, from_bytes
 from .prior import GaussianPrior
 from .recipes import MatchingRecipe
@@ -32,6 +32,8 @@ HELD_OUT = 512
 CROPS = 4096
 """Crops that the stationary Gaussian is fitted to."""
 CHECKPOINT_SECONDS = 300.0
+LEAST_LOSS = 1e-6
+"""Below it a loss counts no more where its logarithm is minimised: it stays finite."""
 SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 32, 2**16
 SCORED_PIXELS = 2**14
 """Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
@@ -171,17 +173,14 @@ class MatchingRun(TrainingRun):
         start = torch.randn(x.shape, generator=noise).to(self.device)
         if self.bank is None:
             recipe = self.recipe
-            t, hints = time_maps(tuple(x.shape), noise, recipe.mixed, recipe.lean), None
+            t, hints = time_maps(tuple(x.shape), noise, recipe.mixed, recipe.focused), None
         else:
             t, hints = self.bank.draw(len(x), self.step, noise)
         x, t = x.to(self.device), t.to(self.device)
         with self._autocast():
             loss = matching_loss(self.prior.velocity, x, t, start, hints)
-        if self.recipe.balanced:
-            # of values with several times the loss is about that of their mean
-            mean = t.flatten(1).mean(1).cpu()
-            usual = linear_loss(self.stationary, mean, self.config.sigma_data)
-            loss = loss / usual.to(loss)
+        if self.recipe.relative:
+            loss = loss.clamp_min(LEAST_LOSS).log()
         return loss.mean()
 
     def measure(self) -> dict[str, float]:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from .chance import generator_at, stratified_times
 from .continuous import ContinuousPrior
-from .flow import VelocityNet, expanded, preconditioning
+from .flow import VelocityNet, expanded
 from .metrics import psnr
 from .pixels import dequantise, from_bytes
-from .stationary import StationaryGaussian
 
-__all__ = ["held_out_loss", "held_out_psnr", "linear_loss", "matching_loss"]
+__all__ = ["held_out_loss", "held_out_psnr", "matching_loss"]
 
 SIGMA = 25.0 / 255.0
 """Noise of the held-out images that are denoised, on the [0, 1] scale."""
@@ -50,29 +49,6 @@ def matching_loss(
     errors = (velocity.residual(c_in * x_t, t, hints) - target).square()
     counts = (times < 1.0).to(errors)
     return (errors * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1.0)
-
-
-def linear_loss(gaussian: StationaryGaussian, t: Tensor, sigma_data: float) -> Tensor:
-    """What :func:`matching_loss` comes to where a Gaussian is the network, shape (B,).
-
-    Where noise is strong hardly anything can be predicted, and the loss of the best network is
-    many times that where it is weak: divided by this, all levels count alike. The same for every
-    image of a time, it changes no minimum.
-
-    Source: Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al.,
-    2024), https://arxiv.org/abs/2312.02696, which learns the size of the loss at every level.
-
-    Args:
-        gaussian: The Gaussian on the [0, 1] scale.
-        t: Times (B,).
-        sigma_data: That of the network.
-    """
-    t = t.double().clamp(1e-6, 1.0 - 1e-6)
-    variance = ((1.0 - t) / (2.0 * t)).square()
-    values = gaussian.variance.flatten().double()
-    error = (values / (values / variance[:, None] + 1.0)).mean(1)
-    scale = (1.0 - t) * preconditioning(t, sigma_data)[2]
-    return 4.0 * error / scale.square()
 
 
 @torch.no_grad()

@@ -119,9 +119,10 @@ class MatchingRecipe(Recipe):
             differ, and a resumed one goes on with the minutes that are left.
         mixed: Share of the images that have times of several kinds, as in
             :func:`flowmend.chance.time_maps`; an informed network takes the default.
-        balanced: Whether the loss of an image is divided by what a Gaussian would leave of it, so
-            that all noise levels count alike.
-        lean: How much single times lean to low noise, likewise; 1 is not at all.
+        focused: Share of the single times where noise is what restoring photographs meets,
+            likewise.
+        relative: Whether the logarithm of an image's loss is minimised, so that all noise levels,
+            and smooth and busy images, count alike.
         muon: Whether :class:`~flowmend.muon.Muon` is the optimiser, and not AdamW alone.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
@@ -136,8 +137,8 @@ class MatchingRecipe(Recipe):
     averaging: float = 0.999
     minutes: float = 0.0
     mixed: float = MIXED
-    lean: float = 1.0
-    balanced: bool = False
+    focused: float = 0.0
+    relative: bool = False
     muon: bool = False
 
     def __post_init__(self) -> None:
@@ -146,8 +147,8 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The minutes of training must be a number of at least 0.")
         if not 0 <= self.mixed <= 1:
             raise FlowmendError("The share of mixed times must lie between 0 and 1.")
-        if not 1 <= self.lean <= 10:
-            raise FlowmendError("The lean to low noise must lie between 1 and 10.")
+        if not 0 <= self.focused <= 1:
+            raise FlowmendError("The share of times about the usual noise is one of 0 to 1.")
 
     def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """AdamW or Muon for a module's parameters, on their device."""

@@ -214,6 +214,29 @@ def test_times_of_values_are_even_or_of_two_kinds(channels):
         assert 0.03 < float(grey.double().mean()) < 0.3
 
 
+def test_focused_times_have_the_noise_of_photographs():
+    t = time_maps((4000, 1, 2, 2), source(), mixed=0.0, focused=1.0)
+    assert torch.equal(t, t[:, :, :1, :1].expand(t.shape))
+    noise = (0.5 * (1.0 / t[:, 0, 0, 0] - 1.0)).log()
+    assert float(noise.exp().median()) == pytest.approx(0.08, rel=0.01)
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.01)
+    half = time_maps((4000, 1, 2, 2), source(), mixed=0.0, focused=0.5)[:, 0, 0, 0]
+    # P(t < 0.5), noise over a half: 0.5 of the even times, 0.033 of the others
+    assert float((half < 0.5).double().mean()) == pytest.approx(0.267, abs=0.02)
+
+
+def test_a_relative_loss_weighs_all_images_alike(tmp_path, monkeypatch):
+    losses = torch.tensor([0.25, 4.0, 0.0])
+    monkeypatch.setattr(flowmatching, "matching_loss", lambda *arguments: leaf)
+    for relative, wanted in ((False, [1.0, 1.0, 1.0]), (True, [4.0, 0.25, 0.0])):
+        leaf = losses.clone().requires_grad_()
+        run = run_in(tmp_path, "crops", dataclasses.replace(RECIPE, relative=relative))
+        loss = run.loss(torch.arange(3), source())
+        loss.backward()
+        assert bool(torch.isfinite(loss))
+        torch.testing.assert_close(3.0 * leaf.grad, torch.tensor(wanted))
+
+
 def test_crops_come_from_everywhere():
     image = torch.arange(5 * 4).view(1, 5, 4)
     generator = source()

@@ -1,11 +1,14 @@
-"""The optimiser of convolutions, and convolution with large kernels."""
+"""The optimiser of convolutions, its runs that go on where they were, and convolution with large kernels."""
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from flowmend.convolution import convolved
+from flowmend.flow import VelocityConfig
+from flowmend.flowmatching import MatchingRun
 from flowmend.muon import Muon, orthogonalised
+from flowmend.recipes import MatchingRecipe
 
 
 def test_a_matrix_becomes_nearly_orthogonal_and_keeps_its_directions():
@@ -32,3 +35,28 @@ def test_a_large_kernel_gives_what_sliding_it_gives():
     assert float((convolved(x, kernel) - expected).abs().max()) < 1e-12 * float(
         kernel.norm() * 100
     )
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    config = VelocityConfig(channels=1, widths=(32, 32), blocks=(1, 1), size=(8, 8))
+    recipe = MatchingRecipe(epochs=3, batch=4, warmup=2, muon=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 1, 8, 8), generator=generator, dtype=torch.uint8)
+
+    def run():
+        return MatchingRun(tmp_path, config, recipe, images, images[:4], 0, "cpu")
+
+    whole = run()
+    orthogonal = whole.optimiser.param_groups[0]["params"]
+    assert len(orthogonal) > 5
+    for step in range(6):
+        if step == 3:
+            whole.save()
+        whole.advance()
+    resumed = run()
+    resumed.restore()
+    for _ in range(3):
+        resumed.advance()
+    found = resumed.prior.velocity.state_dict()
+    for key, value in whole.prior.velocity.state_dict().items():
+        assert torch.equal(found[key], value), key

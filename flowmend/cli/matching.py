@@ -24,8 +24,8 @@ UNLIMITED = 10**6
 CROPS = {
     "batch": 16,
     "mixed": 0.15,
-    "lean": 2.0,
-    "balanced": True,
+    "focused": 0.8,
+    "relative": True,
 }
 """How photographs are learnt: mostly as pictures with a little noise all over."""
 
