@@ -1,4 +1,4 @@
-"""The optimiser of convolutions, its runs that go on where they were, and convolution with large kernels."""
+"""The optimiser of convolutions, its runs resumed, and convolution with large kernels."""
 
 import torch
 from torch import nn
