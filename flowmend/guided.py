@@ -53,6 +53,8 @@ MOST_NOISE, LEAST_NOISE = 1.0, 0.004
 structure of an image is left, and the last is the rounding of 8 bits."""
 LINEAR_NOISE = 0.3
 """Limit to the Gaussian's standard deviations where splitting starts."""
+LOOSE = 1e-2
+"""Tolerance of the systems of splitting: each begins at an estimate that the next one mends."""
 UNFINISHED = "not finite: no image was found"
 SPLITTING_NOISE = (0.2, LEAST_NOISE)
 """First and last level of half-quadratic splitting, on the [0, 1] scale; the first only where no
@@ -163,9 +165,15 @@ class Guidance:
 
     def corrected(self, x: Tensor, variance: float) -> Tensor:
         """The mean given the measurements of images that are x (B, C, H, W) up to white noise."""
-        return x + self._gain(self.y - self.operator.A(x), lambda v: variance * v)
+        lack = self.y - self.operator.A(x)
+        return x + self._gain(lack, lambda v: variance * v, max(LOOSE, self.tolerance))
 
-    def _gain(self, residual: Tensor, spread: Callable[[Tensor], Tensor]) -> Tensor:
+    def _gain(
+        self,
+        residual: Tensor,
+        spread: Callable[[Tensor], Tensor],
+        tolerance: float | None = None,
+    ) -> Tensor:
         """``S A' (A S A' + sigma^2 I)^-1 r``, S given by what it makes of images."""
 
         def back(v: Tensor) -> Tensor:
@@ -174,7 +182,8 @@ class Guidance:
         def matrix(v: Tensor) -> Tensor:
             return self.operator.A(back(v)) + self.sigma**2 * v
 
-        return back(conjugate_gradients(matrix, residual, self.steps, self.tolerance))
+        tolerance = self.tolerance if tolerance is None else tolerance
+        return back(conjugate_gradients(matrix, residual, self.steps, tolerance))
 
 
 def shared_noise(generator: torch.Generator) -> Normal:
