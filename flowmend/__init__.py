@@ -13,6 +13,7 @@ from .methods import METHODS
 from .metrics import psnr, ssim
 from .objective import Objective
 from .operators import FunctionOperator, LinearOperator
+from .patches import PatchPrior
 from .prior import FlowPrior, GaussianPrior, Prior
 from .provenance import package_version
 from .restoration import restore
@@ -36,6 +37,7 @@ __all__ = [
     "LinearOperator",
     "MultiscaleFlow",
     "Objective",
+    "PatchPrior",
     "Prior",
     "Solution",
     "VelocityConfig",

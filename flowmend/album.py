@@ -7,6 +7,7 @@ from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .files import picture_size
 from .originals import read_original
+from .patches import PatchPrior
 from .photographs import TILE, photograph_task, restore_photograph
 from .tasks import TASKS, task_shape
 
@@ -41,7 +42,7 @@ def usual_prior(items: list[Item], name: str, options: dict[str, object]) -> str
 def restore_photographs(
     items: list[Item],
     name: str,
-    prior: ContinuousPrior,
+    prior: ContinuousPrior | PatchPrior,
     method: str | None = None,
     *,
     options: dict[str, object] | None = None,

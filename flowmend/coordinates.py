@@ -38,6 +38,11 @@ class Known:
     values: Tensor
     precision: Tensor
 
+    @property
+    def even(self) -> bool:
+        """Whether all coordinates have the same noise."""
+        return _even(self.precision)
+
     def mean(self, prior: _Denoiser) -> Tensor:
         """``E[x | values]``, images (B, C, H, W), by one evaluation of a network."""
         return self._denoise(prior, self.values, self.precision)
@@ -57,10 +62,15 @@ class Known:
 
     @staticmethod
     def _denoise(prior: _Denoiser, values: Tensor, precision: Tensor) -> Tensor:
-        least, most = float(precision.min()), float(precision.max())
-        if most - least <= 1e-6 * most:
-            return prior.denoise(unmix_channels(values), most**-0.5)
+        if _even(precision):
+            return prior.denoise(unmix_channels(values), float(precision.max()) ** -0.5)
         return prior.denoise(unmix_channels(values), precision.rsqrt().expand_as(values))
+
+
+def _even(precision: Tensor) -> bool:
+    """Whether all values are nearly the same."""
+    least, most = float(precision.min()), float(precision.max())
+    return most - least <= 1e-6 * most
 
 
 def known_coordinates(y: Tensor, operator: HasAdjoint, sigma: float, like: Tensor) -> Known | None:

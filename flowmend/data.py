@@ -10,12 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .chance import random_crop
 from .errors import FlowmendError
 from .files import find_pictures, read_picture, resize_and_crop
 from .flow import FlowConfig, VelocityConfig
 from .pixels import from_bytes, to_bytes
 
-__all__ = ["as_trained", "hold_out", "load_folder", "load_photographs", "middle_crop"]
+__all__ = [
+    "as_trained",
+    "hold_out",
+    "load_folder",
+    "load_photographs",
+    "middle_crop",
+    "random_patches",
+]
 
 Progress = Callable[[int, int, str], None]
 Images = TypeVar("Images", Tensor, list[Tensor])
@@ -49,7 +57,9 @@ def load_folder(
 
 
 def load_photographs(
-    folder: str | Path, config: VelocityConfig, progress: Progress | None = None
+    folder: str | Path,
+    config: FlowConfig | VelocityConfig,
+    progress: Progress | None = None,
 ) -> tuple[list[Tensor], list[str]]:
     """Reads every picture under a folder at its own size, for training on crops.
 
@@ -82,7 +92,7 @@ def as_trained(picture: Image.Image, config: FlowConfig | VelocityConfig) -> Ten
         FlowmendError: If the picture is smaller than a crop, or far too long and narrow.
     """
     channels, height, width = config.shape
-    if isinstance(config, FlowConfig) or config.size is not None:
+    if not config.patches if isinstance(config, FlowConfig) else config.size is not None:
         return resize_and_crop(picture, height, width, channels)
     return from_bytes(middle_crop(_photograph(picture, config), height, width))
 
@@ -93,7 +103,16 @@ def middle_crop(image: Tensor, height: int, width: int) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-def _photograph(picture: Image.Image, config: VelocityConfig) -> Tensor:
+def random_patches(images: list[Tensor], side: int, count: int, seed: int) -> Tensor:
+    """Squares uint8 (count, C, side, side) at random places of images (C, H, W), each image with
+    a chance that goes with its pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([float(image[0].numel()) for image in images])
+    owners = torch.multinomial(sizes, count, True, generator=generator).tolist()
+    return torch.stack([random_crop(images[owner], side, generator) for owner in owners])
+
+
+def _photograph(picture: Image.Image, config: FlowConfig | VelocityConfig) -> Tensor:
     """A picture at its own size, or reduced to the most pixels that are kept, uint8 (C, H, W)."""
     shrink = math.sqrt(LARGEST_KEPT / math.prod(picture.size))
     if shrink < 1.0:

@@ -12,6 +12,7 @@ from .guided import UNFINISHED, Guidance, posterior, splitting
 from .methods import Method
 from .noise import Gaussian
 from .operators import LinearOperator
+from .patches import PatchPrior
 from .pixels import on_byte_grid, quantisation_sigma
 from .prior import FlowPrior, Prior
 from .solution import Solution
@@ -53,7 +54,7 @@ def infer(request: Request, prior: Prior) -> Solution:
     Raises:
         FlowmendError: If the prior cannot do what the method needs.
     """
-    if isinstance(prior, ContinuousPrior):
+    if isinstance(prior, ContinuousPrior | PatchPrior):
         return _guided(request, prior)
     if request.method.name == "splitting":
         raise FlowmendError("The method splitting needs the denoiser of a continuous flow.")
@@ -119,7 +120,13 @@ def _whitened(request: Request, prior: FlowPrior) -> Solution:
     )
 
 
-def _guided(request: Request, prior: ContinuousPrior) -> Solution:
+def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
+    patches = isinstance(prior, PatchPrior)
+    if patches and request.method.name != "splitting":
+        raise FlowmendError(
+            f"The method {request.method.name} needs a flow of whole pictures; this prior knows "
+            "patches: use --method splitting."
+        )
     if request.method.name not in ("posterior", "splitting"):
         raise FlowmendError(
             f"The method {request.method.name} needs a coupling flow; this prior is a continuous "
@@ -138,13 +145,16 @@ def _guided(request: Request, prior: ContinuousPrior) -> Solution:
         )
     quick = prior.at_precision(request.precision)
     covariance = prior.stationary.to(next(prior.parameters()))
-    gaussian = prior.gaussian
+    gaussian = None if patches else prior.gaussian
+    known = known_coordinates(request.y, request.operator, request.level, covariance.mean)
+    if patches and known is not None and not known.even:
+        known = None
     guidance = Guidance(
         request.y.to(covariance.mean),
         request.operator,
         request.level,
         covariance,
-        known=known_coordinates(request.y, request.operator, request.level, covariance.mean),
+        known=known,
         gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}

@@ -8,6 +8,7 @@ from torch import Tensor
 from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .operators import Blur, OfGrey
+from .patches import PatchPrior
 from .restoration import restore
 from .sigma import estimate_sigma
 from .solution import Solution
@@ -51,7 +52,7 @@ def photograph_task(name: str, measured: tuple[int, int, int], channels: int, **
 def restore_photograph(
     y: Tensor,
     task: Task,
-    prior: ContinuousPrior,
+    prior: ContinuousPrior | PatchPrior,
     method: str | None = None,
     *,
     tile: int = TILE,
@@ -91,7 +92,7 @@ def restore_photograph(
     grain = task.operator.grain
     rows, columns = (spans(side, max(tile, 2 * overlap), overlap, grain) for side in shape[1:])
     count = len(rows) * len(columns)
-    local: ContinuousPrior | None = None
+    local: ContinuousPrior | PatchPrior | None = None
     x = std = samples = first = None
     status: list[str] = []
     seconds = 0.0

@@ -10,6 +10,7 @@ from .continuous import ContinuousPrior
 from .methods import default_settings, find_method
 from .noise import Gaussian, GaussianMap, SaltAndPepper, known_pixels
 from .operators import LinearOperator
+from .patches import PatchPrior
 from .pixels import quantisation_sigma
 from .prior import Prior
 from .sigma import estimate_sigma
@@ -120,9 +121,10 @@ def restore(
     if isinstance(task.noise, Gaussian):
         return solve(moved, task.operator, prior, sigma=task.sigma, **options)
     noise = task.noise
-    if y.ndim == 4 and (isinstance(noise, GaussianMap) or isinstance(prior, ContinuousPrior)):
+    by_denoiser = isinstance(prior, ContinuousPrior | PatchPrior)
+    if y.ndim == 4 and (isinstance(noise, GaussianMap) or by_denoiser):
         return _at_pixels(y, moved, task, prior, options)
-    if find_method(method).whitened and not isinstance(prior, ContinuousPrior):
+    if find_method(method).whitened and not by_denoiser:
         options["data_term"] = lambda measured, y: noise.negative_log_likelihood(
             measured + offset, y + offset
         )

@@ -14,6 +14,7 @@ from .inference import Request, infer
 from .latent import Observe, minimise, start_latents
 from .methods import Method, default_settings, find_method
 from .operators import LinearOperator
+from .patches import PatchPrior
 from .prior import FlowPrior, Prior
 from .solution import Solution
 from .whitened import DataTerm
@@ -26,10 +27,10 @@ Progress = Callable[[int, int, str], None]
 def default_method(prior: Prior) -> str:
     """The method that suits a prior.
 
-    ``splitting`` for a continuous flow, ``fast-map`` for a coupling flow that holds a Gaussian,
-    and for one without it the paper's, ``likelihood``.
+    ``splitting`` for a continuous flow or one of patches, ``fast-map`` for a coupling flow that
+    holds a Gaussian, and for one without it the paper's, ``likelihood``.
     """
-    if isinstance(prior, ContinuousPrior):
+    if isinstance(prior, ContinuousPrior | PatchPrior):
         return "splitting"
     if isinstance(prior, FlowPrior) and prior.gaussian is not None:
         return "fast-map"

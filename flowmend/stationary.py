@@ -78,6 +78,21 @@ class StationaryGaussian:
         spectrum = outer / count - torch.einsum("chw,dhw->hwcd", mean, mean)
         return cls((rows.T @ mean @ columns).float(), spectrum.float())
 
+    @classmethod
+    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "StationaryGaussian":
+        """The part of a Gaussian's covariance that the cosine transform makes diagonal.
+
+        Args:
+            mean: Mean image (C, H, W) in [0, 1].
+            covariance: Covariance (D, D), D = C*H*W.
+        """
+        channels, height, width = mean.shape
+        rows, columns = cosine_matrix(height), cosine_matrix(width)
+        parts = covariance.double().reshape(channels, height, width, channels, height, width)
+        parts = torch.einsum("hi,cijdkl,hk->hcjdl", rows, parts, rows)
+        spectrum = torch.einsum("wj,hcjdl,wl->hwcd", columns, parts, columns)
+        return cls(mean, spectrum.to(mean))
+
     def at_size(self, height: int, width: int) -> "StationaryGaussian":
         """The same spectrum, as a function of frequency, for images of another size.
 

@@ -46,7 +46,7 @@ LAYERS = (
         "recipes",
         "faces",
     ),
-    ("continuous",),
+    ("continuous", "patches"),
     (
         "latent",
         "whitened",

@@ -14,7 +14,9 @@ from ..errors import FlowmendError
 from ..files import read_image, writing
 from ..latent import STARTS
 from ..methods import Method, default_settings, find_method
+from ..patches import PatchPrior
 from ..photographs import TILE
+from ..prior import FlowPrior
 from ..provenance import provenance
 from ..report import write_json
 from ..solver import default_method
@@ -170,12 +172,16 @@ def restore(
     level = task_noise(task, **described)
     prior = usual_prior(items, task, described) if prior is None else prior
     weights = load_prior(prior, target)
+    if isinstance(weights, FlowPrior) and weights.config.patches:
+        weights = PatchPrior(weights)
     method = default_method(weights) if method is None else method
     chosen = find_method(method)
     _check_options(chosen, steps, weight, start)
     if measurements is None and task == "sense":
         described["measurements"] = _measurements(items)
-    any_size = isinstance(weights, ContinuousPrior) and weights.config.size is None
+    any_size = isinstance(weights, PatchPrior) or (
+        isinstance(weights, ContinuousPrior) and weights.config.size is None
+    )
     if tile is not None and not any_size:
         raise FlowmendError("--tile belongs to priors that take every size.")
     if tile is not None and tile < SMALLEST_TILE:

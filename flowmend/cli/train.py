@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..data import load_folder
+from ..data import load_folder, load_photographs, random_patches
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..flow import PRESETS, preset
@@ -21,6 +21,9 @@ from .progress import progress_bar
 __all__ = ["train"]
 
 KINDS = ("coupling", "continuous")
+PATCHES, HELD_OUT_PATCHES = 2**17, 2**12
+"""Patches that a flow of patches is trained on, and that are held out."""
+PATCH_BATCH = 512
 
 
 def _given(**options: object) -> dict:
@@ -74,8 +77,9 @@ def train(
     crop: Annotated[
         int | None,
         typer.Option(
-            help="continuous: side of the crops to train on; the prior then takes images of every "
-            "size. Default: 96, unless --size is given."
+            help="Side of the crops to train on; the prior then takes images of every size. "
+            "continuous: 96 by default, unless --size is given. coupling: patches, of 8 pixels, "
+            "say."
         ),
     ] = None,
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
@@ -124,6 +128,9 @@ def train(
     its card prior.json, log.jsonl (a line an epoch), samples/ and the checkpoint for --resume.
     Pass the folder to the other commands: flowmend restore ... --prior OUT.
 
+    A coupling prior with --crop learns patches of photographs, and restores pictures of every size
+    by the likelihood of their patches.
+
     A continuous prior learns from crops of photographs of any sizes, at their own resolution, and
     then works at every size; with --size it learns whole images of that size.
 
@@ -158,10 +165,16 @@ def train(
         wanted |= _given(minutes=minutes)
         train_continuous(folder, out, val, shape, wanted, seed, target, resume, init)
         return
-    _refuse("continuous", crop=crop, minutes=minutes, informed=informed, init=init)
+    _refuse("continuous", minutes=minutes, informed=informed, init=init)
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
+    if size is not None and crop is not None:
+        raise FlowmendError(
+            "--size makes a prior for one size, --crop one for every size: give one of them."
+        )
     if size is not None:
         changes |= {"height": size, "width": size}
+    if crop is not None:
+        changes |= {"height": crop, "width": crop, "patches": True}
     if steps is not None:
         changes["steps"] = _parse(steps, "steps")
         changes["split"] = (False,) * len(changes["steps"])
@@ -172,12 +185,18 @@ def train(
     name = recipe or ("paper" if architecture == "paper" else "strong")
     if name not in RECIPES:
         raise FlowmendError(f"Unknown recipe '{name}': choose from {', '.join(RECIPES)}.")
+    wanted = {"batch": PATCH_BATCH} | wanted if config.patches else wanted
     how = dataclasses.replace(RECIPES[name], **wanted)
+    load = load_photographs if config.patches else load_folder
     images, validation = read_folders(
-        lambda path, progress: load_folder(path, config, progress), folder, val, seed
+        lambda path, progress: load(path, config, progress), folder, val, seed
     )
+    if config.patches:
+        images = random_patches(images, crop, PATCHES, seed)
+        validation = random_patches(validation, crop, HELD_OUT_PATCHES, seed)
+    kind = "patches" if config.patches else "pictures"
     tell(
-        f"{len(images)} training and {len(validation)} held-out pictures; preset {architecture}, "
+        f"{len(images)} training and {len(validation)} held-out {kind}; preset {architecture}, "
         f"recipe {name}, {how.epochs} epochs, {how.precision} on {target}.",
     )
 

@@ -31,6 +31,7 @@ class FlowConfig:
         scale: ``"sigmoid"`` or ``"bounded"``, see :class:`~flowmend.flow.coupling.AffineCoupling`.
         positional: Whether coupling networks know where on the image they are.
         whiten: Whether the images of the training set are whitened before the first step.
+        patches: Whether the images are patches of larger pictures, and not whole ones.
 
     Raises:
         FlowmendError: If a value makes no flow; the message names it.
@@ -48,6 +49,7 @@ class FlowConfig:
     scale: str = "sigmoid"
     positional: bool = False
     whiten: bool = False
+    patches: bool = False
 
     def __post_init__(self) -> None:
         for field in ("steps", "split"):
@@ -88,6 +90,8 @@ class FlowConfig:
             )
         if self.permutation not in ("swap", "conv1x1"):
             self._refuse(f"'permutation' must be swap or conv1x1, not {self.permutation}")
+        if type(self.patches) is not bool or (self.patches and self.height != self.width):
+            self._refuse("'patches' must be true or false, and patches are squares")
         if self.scale not in ("sigmoid", "bounded"):
             self._refuse(f"'scale' must be sigmoid or bounded, not {self.scale}")
 
@@ -106,6 +110,11 @@ class FlowConfig:
     def shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of an image."""
         return self.channels, self.height, self.width
+
+    @property
+    def crop(self) -> int:
+        """Side of the patches, in pixels."""
+        return self.height
 
     @property
     def dimensions(self) -> int:
