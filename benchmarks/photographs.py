@@ -10,7 +10,7 @@ skips those it finds there; ``render`` writes photographs.md from them. Noise is
 clipped, as the benchmark has it. Peers run on the same measurements in the same process: BM3D by
 its authors' package; the Wiener filter of the prior's own stationary Gaussian; total variation and
 half-quadratic splitting (DPIR's settings) by deepinv, the latter with our network as its denoiser;
-and Flower's algorithm on our network.
+and Flower's algorithm on our network. Beside them the paper's kind of flow, of small patches.
 
 Sources: A Database of Human Segmented Natural Images (Martin et al., 2001),
 https://doi.org/10.1109/ICCV.2001.937655; Flower: A Flow-Matching Solver for Inverse Problems
@@ -41,6 +41,8 @@ from flowmend.tasks import Task
 from flowmend.weights import find_weights, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
+PATCHES = ROOT / "weights" / "patches8.safetensors"
+OF_PATCHES = "flow of patches"
 RESULTS = ROOT / "benchmarks" / "results"
 SIGMAS = (15, 25, 50)
 MIDDLE = 256
@@ -173,13 +175,25 @@ def dpir(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
         return model(y, _physics(task))
 
 
-DENOISERS: dict[str, Method] = {"flowmend": ours, "BM3D": bm3d}
+@functools.cache
+def patches() -> fm.PatchPrior:
+    """The flow of patches."""
+    return fm.PatchPrior(fm.load(PATCHES))
+
+
+def of_patches(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
+    """What ``flowmend restore`` does with a flow of patches."""
+    return restore_photograph(y, task, patches()).x
+
+
+DENOISERS: dict[str, Method] = {"flowmend": ours, "BM3D": bm3d, OF_PATCHES: of_patches}
 SOLVERS: dict[str, Method] = {
     "flowmend": ours,
     "Wiener": wiener,
     "TV (deepinv)": total_variation,
     "DPIR (deepinv), our denoiser": dpir,
     "Flower, our network": flower,
+    OF_PATCHES: of_patches,
 }
 
 WITHOUT_PRIOR = ("BM3D", "TV (deepinv)")
@@ -201,6 +215,7 @@ class Lines:
         self.sha256 = sha256_of(find_weights(prior))
         self.prior = Path(prior).stem
         self.keys = dict.fromkeys(WITHOUT_PRIOR, "none")
+        self.keys[OF_PATCHES] = OF_PATCHES
         self.done = {tuple(line[name] for name in self.KEY) for line in self.lines}
         self.made_with = provenance()
 
@@ -214,7 +229,7 @@ class Lines:
         key = {"what": what, "picture": picture, "method": method, "prior_sha256": sha256}
         line = (
             key
-            | {"prior": None if sha256 == "none" else self.prior}
+            | {"prior": self.prior if sha256 == self.sha256 else None}
             | values
             | {"made_with": self.made_with}
         )
@@ -402,9 +417,9 @@ def on_the_same(lines: list[dict], whats: list[str]) -> list[str]:
 def render(arguments: argparse.Namespace) -> None:
     """Writes the page from the lines of the newest prior."""
     lines = read(arguments.results)
-    last = [line for line in lines if line["prior_sha256"] != "none"][-1]
+    last = [line for line in lines if line["prior"] is not None][-1]
     newest, name = last["prior_sha256"], last["prior"]
-    lines = [line for line in lines if line["prior_sha256"] in (newest, "none")]
+    lines = [line for line in lines if line["prior"] is None or line["prior_sha256"] == newest]
     page = [
         "# Photographs",
         "",

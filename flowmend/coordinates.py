@@ -43,6 +43,11 @@ class Known:
         """Whether all coordinates have the same noise."""
         return _even(self.precision)
 
+    @property
+    def holes(self) -> bool:
+        """Whether at some pixels nothing at all is known."""
+        return bool((self.precision <= 0).all(1).any())
+
     def mean(self, prior: _Denoiser) -> Tensor:
         """``E[x | values]``, images (B, C, H, W), by one evaluation of a network."""
         return self._denoise(prior, self.values, self.precision)

@@ -35,6 +35,7 @@ from .solution import Posterior
 from .stationary import StationaryGaussian
 
 __all__ = [
+    "LEAST_OF_HOLES",
     "UNFINISHED",
     "Denoiser",
     "Guidance",
@@ -59,6 +60,8 @@ UNFINISHED = "not finite: no image was found"
 SPLITTING_NOISE = (0.2, LEAST_NOISE)
 """First and last level of half-quadratic splitting, on the [0, 1] scale; the first only where no
 Gaussian says how far from the truth it starts."""
+LEAST_OF_HOLES = 0.02
+"""Last level where pixels are missing: nothing finer can be guessed."""
 DOUBT, DOUBTS = 5.0, 32
 """Where one does: the first level as a multiple of that, found from so many draws."""
 CHURN = 0.5
@@ -98,7 +101,8 @@ class Guidance:
         gaussian: The posterior of a Gaussian that knows these images better than the stationary
             one; draws begin there.
         steps: Most iterations of conjugate gradients.
-        tolerance: An image's system is solved when its residual has shrunk by this factor.
+        tolerance: An image's system is solved when its residual has shrunk by this factor; those
+            of splitting by :data:`LOOSE` at most.
     """
 
     y: Tensor
@@ -251,6 +255,7 @@ def splitting(
     prior: Denoiser,
     *,
     evaluations: int = 10,
+    least: float | None = None,
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> Tensor:
@@ -271,11 +276,13 @@ def splitting(
         guidance: The measurements.
         prior: Gives ``denoise``.
         evaluations: Evaluations of the network, one for each level.
+        least: The last level, on the [0, 1] scale; None takes the rounding of 8 bits.
         progress: Called with (evaluation, evaluations, what).
         observe: Called with (level, estimate) after each level, the levels numbered from 0.
     """
     exact = guidance.known is not None
-    path = [0.0] if exact else levels(evaluations, guidance.first_level(), SPLITTING_NOISE[1])
+    least = SPLITTING_NOISE[1] if least is None else least
+    path = [0.0] if exact else levels(evaluations, guidance.first_level(), least)
     x = guidance.y if exact else guidance.linear(LINEAR_NOISE)
     for index, level in enumerate(path):
         if exact:

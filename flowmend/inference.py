@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from .continuous import ContinuousPrior
-from .coordinates import known_coordinates
+from .coordinates import Known, known_coordinates
 from .errors import FlowmendError
-from .guided import UNFINISHED, Guidance, posterior, splitting
+from .guided import (
+    LEAST_OF_HOLES,
+    UNFINISHED,
+    Guidance,
+    posterior,
+    splitting,
+)
 from .methods import Method
 from .noise import Gaussian
 from .operators import LinearOperator
@@ -22,6 +28,8 @@ __all__ = ["Request", "infer"]
 
 EVALUATIONS, DRAWS = 10, 16
 """Evaluations of a continuous flow's network for each draw, and draws to average at least."""
+EVALUATIONS_OF_HOLES = 30
+"""Evaluations by which splitting fills pixels that are missing, from around them."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,7 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     quick = prior.at_precision(request.precision)
     covariance = prior.stationary.to(next(prior.parameters()))
     gaussian = None if patches else prior.gaussian
-    known = known_coordinates(request.y, request.operator, request.level, covariance.mean)
-    if patches and known is not None and not known.even:
-        known = None
+    known, holes = _known(request, prior, covariance.mean)
     guidance = Guidance(
         request.y.to(covariance.mean),
         request.operator,
@@ -157,12 +163,14 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
         known=known,
         gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
-    settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
+    usual = EVALUATIONS_OF_HOLES if holes else EVALUATIONS
+    settings = {"steps": usual if request.steps is None else request.steps}
     if request.method.name == "splitting":
         x = splitting(
             guidance,
             quick,
             evaluations=settings["steps"],
+            least=LEAST_OF_HOLES if holes else None,
             progress=request.progress,
             observe=request.observe,
         )
@@ -184,3 +192,22 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     return _solution(
         request, found.x, mean, found.trace, found.status, settings, found.std, samples
     )
+
+
+def _known(
+    request: Request, prior: ContinuousPrior | PatchPrior, like: Tensor
+) -> tuple[Known | None, bool]:
+    """What the measurements show of single coordinates, where the network can use it at once, and
+    whether splitting has to fill holes.
+
+    A network of whole images knows what lies in a hole; one of crops hardly does, and one of
+    patches only knows one noise level. They fill holes from around them, step by step.
+    """
+    known = known_coordinates(request.y, request.operator, request.level, like)
+    if known is None:
+        return None, False
+    if isinstance(prior, PatchPrior):
+        return (known if known.even else None), known.holes
+    if request.method.name == "splitting" and prior.config.size is None and known.holes:
+        return None, True
+    return known, False

@@ -368,6 +368,24 @@ def test_a_continuous_prior_restores_through_the_same_call():
         fm.restore(y, task, bare)
 
 
+@pytest.mark.parametrize(("size", "evaluations"), [((8, 8), 1), (None, 30)])
+def test_only_a_network_of_whole_images_fills_holes_at_once(size, evaluations):
+    config = fm.VelocityConfig(widths=(8, 8), blocks=(1, 1), size=size, crop=16)
+    x = smooth_images(40, 3, 8, 8).float()
+    stationary = StationaryGaussian.fit([x])
+    prior = fm.ContinuousPrior(fm.build_velocity(config, 0), (3, 8, 8), stationary=stationary)
+    for name, options, wanted in (
+        ("inpaint", {"mask": "center:0.3"}, evaluations),
+        ("denoise", {"sigma": 0.1}, 1),
+        ("colorize", {}, 1),
+    ):
+        task, seen = fm.make_task(name, (3, 8, 8), **options), []
+        y = task.measure(x[:1], torch.Generator().manual_seed(0))
+        watch = {"observe": lambda level, x, seen=seen: seen.append(level)}
+        fm.solve(y, task.operator, prior, sigma=task.sigma, **watch)
+        assert len(seen) == wanted, name
+
+
 def test_the_stationary_gaussian_is_kept_in_the_weights_file(tmp_path):
     config = fm.VelocityConfig(widths=(8,), blocks=(1,), crop=8)
     stationary = StationaryGaussian.fit([smooth_images(20, 3, 8, 8).float()])
