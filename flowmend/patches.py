@@ -23,9 +23,9 @@ from .stationary import StationaryGaussian
 
 __all__ = ["PatchPrior"]
 
-STEPS = 16
+STEPS = 32
 """Steps in which a picture is denoised."""
-STRIDE = 0.25
+STRIDE = 0.08
 """Adam's first rate as a share of the noise level."""
 BETAS = (0.8, 0.98)
 
