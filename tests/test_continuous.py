@@ -34,6 +34,7 @@ from flowmend.flow import (
 )
 from flowmend.flow import continuous as module
 from flowmend.prior import FlowPrior, GaussianPrior
+from flowmend.turns import turned, turned_back
 from flowmend.weights import load_prior, save_prior
 
 SHAPE = (1, 4, 6)
@@ -511,6 +512,44 @@ def test_denoiser_needs_one_evaluation(monkeypatch):
     whole.velocity.register_forward_hook(lambda *arguments: calls.append(1))
     whole.denoise(pictures(whole), 0.1)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("turns", [2, 4, 8])
+def test_the_mean_of_turned_copies_does_not_know_the_top(turns):
+    config = VelocityConfig(channels=1, widths=(6, 8), blocks=(1, 1), crop=16)
+    velocity = randomise(build_velocity(config), seed=2, size=0.2).float()
+    once = ContinuousPrior(velocity, (1, 8, 12)).requires_grad_(False)
+    prior = once.with_turns(turns).at_shape((1, 8, 12)).at_precision("float32")
+    y = torch.rand(2, 1, 8, 12, generator=source(1))
+    map_of_noise = 0.1 + 0.1 * torch.rand(2, 1, 8, 12, generator=source(2))
+    for sigma in (0.1, map_of_noise):
+        found = prior.denoise(y, sigma)
+        for way in range(turns):
+            other = sigma if isinstance(sigma, float) else turned(sigma, way)
+            again = turned_back(prior.denoise(turned(y, way), other), way)
+            torch.testing.assert_close(again, found)
+        other = sigma if isinstance(sigma, float) else turned(sigma, turns - 1)
+        alone = turned_back(once.denoise(turned(y, turns - 1), other), turns - 1)
+        assert float((alone - once.denoise(y, sigma)).abs().max()) > 1e-3
+    assert once.turns == 1
+
+
+def test_ways_to_turn_are_the_eight_of_a_square():
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    assert len({tuple(turned(x, way).flatten().tolist()) for way in range(8)}) == 8
+    for way in range(8):
+        y = torch.rand(1, 2, 3, 5, generator=source(way))
+        assert torch.equal(turned_back(turned(y, way), way), y)
+    assert torch.equal(turned(x, 1), x.flip(-1))
+    assert torch.equal(turned(x, 3), x.rot90(2, (-2, -1)))
+
+
+def test_numbers_of_turns_that_cannot_be():
+    whole = prior()
+    assert whole.with_turns(2).turns == 2
+    for turns in (0, 3, 4, 8):
+        with pytest.raises(FlowmendError, match=f"averages 1, 2 turned copies, not {turns}"):
+            whole.with_turns(turns)
 
 
 def test_without_noise_nothing_is_denoised():

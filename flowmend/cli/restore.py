@@ -131,6 +131,13 @@ def restore(
             f"a prior that takes every size. Default: {TILE}; less needs less memory."
         ),
     ] = None,
+    turns: Annotated[
+        int,
+        typer.Option(
+            help="Average so many turned and mirrored copies (1, 2, 4 or 8): a little better, as "
+            "many times slower. Continuous priors only."
+        ),
+    ] = 1,
     json: o.JsonFile = None,
 ) -> None:
     """Restore damaged pictures.
@@ -174,6 +181,10 @@ def restore(
     weights = load_prior(prior, target)
     if isinstance(weights, FlowPrior) and weights.config.patches:
         weights = PatchPrior(weights)
+    if turns != 1:
+        if not isinstance(weights, ContinuousPrior):
+            raise FlowmendError("--turns belongs to continuous priors.")
+        weights = weights.with_turns(turns)
     method = default_method(weights) if method is None else method
     chosen = find_method(method)
     _check_options(chosen, steps, weight, start)
@@ -233,6 +244,7 @@ def restore(
             "share": share,
             "seed": seed,
             "precision": precision,
+            "turns": turns,
             "made_with": provenance(target),
         }
         if any(item.restored is not None for item in items):
