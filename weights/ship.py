@@ -13,7 +13,7 @@ import torch
 
 import flowmend as fm
 from flowmend.continuous import ContinuousPrior
-from flowmend.data import hold_out, load_folder, load_photographs
+from flowmend.data import hold_out, load_folder, load_photographs, random_patches
 from flowmend.flowmatching import likelihood_and_inverse
 from flowmend.matching_loss import held_out_psnr
 from flowmend.train import held_out_bits, round_trip_error
@@ -51,11 +51,14 @@ def main() -> None:
     prior = fm.load(arguments.run)
     fm.save(arguments.out, prior, half=True)
     shipped = fm.load(arguments.out)
-    photographs = isinstance(shipped, ContinuousPrior) and shipped.config.size is None
+    patches = isinstance(shipped, fm.FlowPrior) and shipped.config.patches
+    photographs = patches or (isinstance(shipped, ContinuousPrior) and shipped.config.size is None)
     load = load_photographs if photographs else load_folder
     images, _ = load(arguments.validation, shipped.config)
     if arguments.train:
         images = hold_out(images, prior.card["seed"])[1]
+    if patches:
+        images = random_patches(images, shipped.config.crop, 2**12, prior.card["seed"])
     card = {"name": arguments.out.stem, **(PHOTOGRAPHS if photographs else FACES), **prior.card}
     card |= {"name": arguments.out.stem, "precision": "float16"}
     if isinstance(shipped, ContinuousPrior):
