@@ -416,7 +416,8 @@ def on_the_same(lines: list[dict], whats: list[str]) -> list[str]:
                 for side in (0, 1)
             )
             found += [
-                f"{what}, the {len(pairs)} pictures that {method} was run on: {method} "
+                f"{what}, the {'picture' if len(pairs) == 1 else f'{len(pairs)} pictures'} that "
+                f"both were run on: {method} "
                 f"{peer:.2f} dB in {slower:.1f} s, flowmend {own:.2f} dB in {quicker:.1f} s a "
                 "picture (other work ran beside both).",
                 "",
