@@ -16,6 +16,11 @@ SIDE = 16
 """Side of the images that the tiny prior knows."""
 
 
+def pytest_configure():
+    """One thread: what the tests compute is too small for more, which only wait for each other."""
+    torch.set_num_threads(1)
+
+
 def smooth_images(count, channels, height, width, seed=0):
     """Images (count, C, H, W) in [0, 1] made of a few low frequencies; float64."""
     generator = torch.Generator().manual_seed(seed)

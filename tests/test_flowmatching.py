@@ -716,7 +716,6 @@ def test_train_for_some_minutes(run, photographs, tmp_path):
         (("--kind", "continuous", "--hidden", "0"), "'widths'"),
         (("--kind", "continuous", "--crop", 8, "--minutes", -1), "minutes"),
         (("--kind", "continuous"), "smaller than crops of 96 x 96: choose a smaller crop"),
-        (("--crop", 8), "--crop is an option of --kind continuous"),
         (("--minutes", 1), "--minutes is an option of --kind continuous"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
