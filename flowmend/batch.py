@@ -53,6 +53,7 @@ class Item:
     input_psnr: float | None = None
     std: Tensor | None = None
     sigma: float | None = None
+    steps: int | None = None
     status: str = "not reached"
     warnings: list[str] = field(default_factory=list)
 
@@ -70,6 +71,7 @@ class Item:
             "ssim": self.ssim,
             "input_psnr": self.input_psnr,
             "sigma": self.sigma,
+            "steps": self.steps,
             "status": "; ".join([self.status, *self.warnings]),
         }
 
@@ -283,7 +285,7 @@ def finish(item: Item, solution: Solution, place: int, picture: Tensor) -> None:
     else:
         save_like(item.output, x, item.original)
     item.restored, item.status, item.picture = x, "restored", picture
-    item.sigma = _sigma_of(solution, place)
+    item.sigma, item.steps = _sigma_of(solution, place), solution.settings.get("steps", 0)
     if not status.startswith(("finished", "settled")):
         item.warnings.append(status)
     if solution.std is not None:

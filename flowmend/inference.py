@@ -166,6 +166,7 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     usual = EVALUATIONS_OF_HOLES if holes else EVALUATIONS
     settings = {"steps": usual if request.steps is None else request.steps}
     if request.method.name == "splitting":
+        settings["steps"] = 1 if known is not None else settings["steps"]
         x = splitting(
             guidance,
             quick,

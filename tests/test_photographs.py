@@ -353,6 +353,28 @@ def test_a_folder_of_photographs_of_all_sizes(tmp_path, weights, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (("denoise", "--sigma", 0.05), 1),
+        (("denoise", "--sigma", 0.05, "--steps", 3), 1),
+        (("deblur", "--kernel", "box:3", "--sigma", 0.05), 10),
+        (("inpaint", "--mask", "random:0.5"), 30),
+        (("inpaint", "--mask", "random:0.5", "--steps", 4), 4),
+    ],
+)
+def test_the_results_say_how_often_the_network_was_evaluated(tmp_path, weights, options, steps):
+    save_image(tmp_path / "a.png", photograph(24, 30)[0])
+    results = tmp_path / "results.json"
+    run(
+        *("restore", tmp_path / "a.png", "-t", *options, "--prior", weights),
+        *("-o", tmp_path / "out", "--json", results, "--device", "cpu"),
+    )
+    values = json.loads(results.read_text())
+    assert values["steps"] == steps
+    assert [record["steps"] for record in values["images"]] == [steps]
+
+
 def test_upscaling_shows_the_small_picture_large(tmp_path, weights):
     save_image(tmp_path / "a.png", photograph(20, 30)[0])
     out = tmp_path / "out"

@@ -228,7 +228,8 @@ def restore(
             else:
                 seconds = restore_items(items, work, weights, method, **common)
     finally:
-        taken = settings.get("steps", 0)
+        counts = [item.steps for item in items if item.steps is not None]
+        taken = max(counts, default=settings.get("steps", 0))
         values = {
             "task": task,
             "method": method,
@@ -248,7 +249,7 @@ def restore(
             "made_with": provenance(target),
         }
         if any(item.restored is not None for item in items):
-            note = f"{task}, {method}, prior {prior}" + (f", {taken} steps" if taken else "")
+            note = f"{task}, {method}, prior {prior}" + (f", {taken} {'step' if taken == 1 else 'steps'}" if taken else "")
             try:
                 save_report(out / "report.png", items, note)
             finally:
