@@ -29,7 +29,7 @@ __all__ = ["Request", "infer"]
 EVALUATIONS, DRAWS = 10, 16
 """Evaluations of a continuous flow's network for each draw, and draws to average at least."""
 EVALUATIONS_OF_HOLES = 30
-"""Evaluations by which splitting fills pixels that are missing, from around them."""
+"""Evaluations by which pixels that are missing are filled from around them."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,18 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
         known=known,
         gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
-    usual = EVALUATIONS_OF_HOLES if holes else EVALUATIONS
-    settings = {"steps": usual if request.steps is None else request.steps}
+    settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
     if request.method.name == "splitting":
-        settings["steps"] = 1 if known is not None else settings["steps"]
+        if known is not None:
+            settings["steps"] = 1
+        elif holes is not None and request.steps is None:
+            settings["steps"] = EVALUATIONS_OF_HOLES
         x = splitting(
             guidance,
             quick,
             evaluations=settings["steps"],
-            least=LEAST_OF_HOLES if holes else None,
+            holes=None if patches else holes,
+            least=None if holes is None else LEAST_OF_HOLES,
             progress=request.progress,
             observe=request.observe,
         )
@@ -197,18 +200,18 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
 
 def _known(
     request: Request, prior: ContinuousPrior | PatchPrior, like: Tensor
-) -> tuple[Known | None, bool]:
-    """What the measurements show of single coordinates, where the network can use it at once, and
-    whether splitting has to fill holes.
+) -> tuple[Known | None, Known | None]:
+    """What the measurements show of single coordinates: first where the network can use it at
+    once, else where pixels are missing, which have to be filled.
 
     A network of whole images knows what lies in a hole; one of crops hardly does, and one of
     patches only knows one noise level. They fill holes from around them, step by step.
     """
     known = known_coordinates(request.y, request.operator, request.level, like)
     if known is None:
-        return None, False
+        return None, None
     if isinstance(prior, PatchPrior):
-        return (known if known.even else None), known.holes
-    if request.method.name == "splitting" and prior.config.size is None and known.holes:
-        return None, True
-    return known, False
+        return (known if known.even else None), (known if known.holes else None)
+    if prior.config.size is None and known.holes:
+        return None, known
+    return known, None

@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 from conftest import smooth_images
+from properties import randomise
 
 import flowmend as fm
 from flowmend.coordinates import known_coordinates
 from flowmend.cosines import cosine_matrix
 from flowmend.guided import TRUST, Guidance, levels, posterior, sample_posterior, splitting
 from flowmend.least_squares import conjugate_gradients
+from flowmend.pixels import quantisation_sigma
 from flowmend.stationary import StationaryGaussian
 
 SHAPE = (2, 8, 6)
@@ -384,6 +386,28 @@ def test_only_a_network_of_whole_images_fills_holes_at_once(size, evaluations):
         watch = {"observe": lambda level, x, seen=seen: seen.append(level)}
         fm.solve(y, task.operator, prior, sigma=task.sigma, **watch)
         assert len(seen) == wanted, name
+
+
+def test_a_network_of_crops_averages_draws_of_what_is_missing():
+    """What its one evaluation says of a hole is poor, so that it is only where filling begins."""
+    x = smooth_images(40, 3, 8, 8).float()
+    stationary = StationaryGaussian.fit([x])
+    config = fm.VelocityConfig(widths=(8, 8), blocks=(1, 1), crop=16)
+    velocity = randomise(fm.build_velocity(config, 0), seed=1)
+    prior = fm.ContinuousPrior(velocity, (3, 8, 8), stationary=stationary)
+    task = fm.make_task("inpaint", (3, 8, 8), mask="center:0.3")
+    y = task.measure(x[:1], torch.Generator().manual_seed(0))
+    chance = {"generator": torch.Generator().manual_seed(1)}
+    solution = fm.restore(y, task, prior, "posterior", steps=3, **chance)
+    plain = stationary.to(torch.zeros(1).double())
+    guidance = Guidance(y.double(), task.operator, quantisation_sigma(), plain)
+    chance = {"generator": torch.Generator().manual_seed(1)}
+    wanted = posterior(guidance, prior, evaluations=3, **chance).samples.mean(0)
+    assert torch.allclose(solution.x, wanted.clamp(0.0, 1.0), atol=1e-3)
+    once = fm.restore(y, task, prior, "splitting", steps=1)
+    known = known_coordinates(y, task.operator, quantisation_sigma(), x[0].double())
+    assert torch.allclose(once.x, known.mean(prior).clamp(0.0, 1.0), atol=1e-5)
+    assert not torch.allclose(once.x, solution.x, atol=0.05)
 
 
 def test_the_stationary_gaussian_is_kept_in_the_weights_file(tmp_path):

@@ -249,7 +249,9 @@ def restore(
             "made_with": provenance(target),
         }
         if any(item.restored is not None for item in items):
-            note = f"{task}, {method}, prior {prior}" + (f", {taken} {'step' if taken == 1 else 'steps'}" if taken else "")
+            note = f"{task}, {method}, prior {prior}"
+            if taken:
+                note += f", {taken} step" + ("" if taken == 1 else "s")
             try:
                 save_report(out / "report.png", items, note)
             finally:
