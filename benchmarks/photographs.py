@@ -3,6 +3,7 @@
     python benchmarks/photographs.py denoise cbsd68 --prior natural
     python benchmarks/photographs.py tasks cbsd68 --prior natural
     python benchmarks/photographs.py speed cbsd68 --prior natural
+    python benchmarks/photographs.py pace cbsd68 --prior natural
     python benchmarks/photographs.py render
 
 Each adds a JSON line for every picture and method to benchmarks/results/photographs.jsonl, and
@@ -11,6 +12,7 @@ clipped, as the benchmark has it. Peers run on the same measurements in the same
 its authors' package; the Wiener filter of the prior's own stationary Gaussian; total variation and
 half-quadratic splitting (DPIR's settings) by deepinv, the latter with our network as its denoiser;
 and Flower's algorithm on our network. Beside them the paper's kind of flow, of small patches.
+Where pixels are missing DPIR begins with what the Wiener filter finds: with black it ends nowhere.
 
 Sources: A Database of Human Segmented Natural Images (Martin et al., 2001),
 https://doi.org/10.1109/ICCV.2001.937655; Flower: A Flow-Matching Solver for Inverse Problems
@@ -60,6 +62,15 @@ TASKS: dict[str, tuple[str, dict]] = {
     "motion blur, σ = 0.01": ("deblur", {"sigma": 0.01}),
     "inpaint, 80 % random": ("inpaint", {"mask": "random:0.8"}),
     "upscale x2, σ = 0.01": ("upscale", {"scale": 2, "sigma": 0.01}),
+}
+PACE_SIDE = 1000
+PACES: dict[str, dict] = {
+    "denoise": {"sigma": 25 / 255},
+    "deblur": {"kernel": "motion:21:30", "boundary": "valid", "sigma": 0.01},
+    "inpaint": {"mask": "random:0.8"},
+    "upscale": {"scale": 2, "sigma": 0.01},
+    "colorize": {},
+    "demosaic": {},
 }
 Method = Callable[[Tensor, Task, fm.ContinuousPrior], Tensor]
 
@@ -176,8 +187,9 @@ def dpir(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
             return local.denoise(x, float(sigma))
 
     model = deepinv.optim.DPIR(sigma=max(task.sigma, 1e-3), device="cpu", denoiser=Network())
+    begin = {"init": wiener(y, task, prior)} if task.name == "inpaint" else {}
     with torch.no_grad():
-        return model(y, _physics(task))
+        return model(y, _physics(task), **begin)
 
 
 @functools.cache
@@ -373,6 +385,29 @@ def run_speed(arguments: argparse.Namespace) -> None:
         print(f"{what}: {seconds / megapixels:.2f} s a megapixel, peak {peak:.2f} GiB")
 
 
+def run_pace(arguments: argparse.Namespace) -> None:
+    """Seconds for a megapixel, task by task; denoising before and after BM3D, in one process."""
+    prior, lines = fm.load(arguments.prior), Lines(arguments.results, arguments.prior)
+    image = read_image(find_pictures([arguments.folder])[0])
+    times = [-(-PACE_SIDE // length) for length in image.shape[1:]]
+    x = image.repeat(1, *times)[None, :, :PACE_SIDE, :PACE_SIDE].contiguous()
+    for name, options in PACES.items():
+        what = f"pace {name}"
+        task = fm.make_task(name, tuple(x.shape[1:]), **options)
+        y = task.measure(x, generator_at(0, 1))
+        methods = {"flowmend": ours}
+        if name == "denoise":
+            methods |= {"BM3D": bm3d, "flowmend, again": ours}
+        for method, call in methods.items():
+            if not lines.missing(what, "tiled", method):
+                continue
+            begun = time.perf_counter()
+            call(y, task, prior)
+            pace = (time.perf_counter() - begun) / (PACE_SIDE**2 / 1e6)
+            lines.add(what, "tiled", method, seconds_per_megapixel=pace)
+            print(f"{what}: {method} {pace:.2f} s a megapixel", flush=True)
+
+
 # The page
 
 
@@ -472,6 +507,13 @@ def render(arguments: argparse.Namespace) -> None:
                 f"| {line['what'][6:]} | {line['seconds_per_megapixel']:.2f} | "
                 f"{line['peak_gib']:.2f} |"
             )
+    paces = [line for line in lines if line["what"].startswith("pace")]
+    if paces:
+        page += ["", "A picture of 1 MP, seconds:", "", "| task | method | s |", "|---|---|---|"]
+        for line in paces:
+            page.append(
+                f"| {line['what'][5:]} | {line['method']} | {line['seconds_per_megapixel']:.2f} |"
+            )
     page.append("")
     page += list(dict.fromkeys(told(line["made_with"]) for line in lines))
     path = arguments.results.with_suffix(".md")
@@ -483,7 +525,12 @@ def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for name, action in (("denoise", run_denoise), ("tasks", run_tasks), ("speed", run_speed)):
+    for name, action in (
+        ("denoise", run_denoise),
+        ("tasks", run_tasks),
+        ("speed", run_speed),
+        ("pace", run_pace),
+    ):
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
         command.add_argument("--prior", default="natural")
