@@ -54,6 +54,7 @@ class Item:
     std: Tensor | None = None
     sigma: float | None = None
     steps: int | None = None
+    tile: int | None = None
     status: str = "not reached"
     warnings: list[str] = field(default_factory=list)
 
@@ -72,6 +73,7 @@ class Item:
             "input_psnr": self.input_psnr,
             "sigma": self.sigma,
             "steps": self.steps,
+            "tile": self.tile,
             "status": "; ".join([self.status, *self.warnings]),
         }
 
@@ -286,6 +288,7 @@ def finish(item: Item, solution: Solution, place: int, picture: Tensor) -> None:
         save_like(item.output, x, item.original)
     item.restored, item.status, item.picture = x, "restored", picture
     item.sigma, item.steps = _sigma_of(solution, place), solution.settings.get("steps", 0)
+    item.tile = solution.settings.get("tile")
     if not status.startswith(("finished", "settled")):
         item.warnings.append(status)
     if solution.std is not None:

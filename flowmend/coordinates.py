@@ -67,7 +67,7 @@ class Known:
 
     @staticmethod
     def _denoise(prior: _Denoiser, values: Tensor, precision: Tensor) -> Tensor:
-        if _even(precision):
+        if _even(precision) and float(precision.max()) > 0:
             return prior.denoise(unmix_channels(values), float(precision.max()) ** -0.5)
         return prior.denoise(unmix_channels(values), precision.rsqrt().expand_as(values))
 

@@ -63,7 +63,8 @@ def restore_photograph(
     """Restores one measurement of any size.
 
     A large picture is restored in overlapping parts, each a problem of its own, so that memory
-    stays bounded; noise of an unknown level is estimated from the whole.
+    stays bounded; noise of an unknown level is estimated from the whole. Where a part does not
+    fit the memory, smaller ones are tried.
 
     Args:
         y: The measurement (1, c, h, w) on the [0, 1] scale.
@@ -77,20 +78,68 @@ def restore_photograph(
 
     Returns:
         The solution; grey and without what lies beyond the borders, where the measurement is.
+        ``settings["tiles"]`` counts the parts, ``settings["tile"]`` is their largest side.
 
     Raises:
-        FlowmendError: As :func:`~flowmend.restoration.restore`; if y is not one measurement; or if
-            the picture is larger than a tile and its operator cannot be had in parts.
+        FlowmendError: As :func:`~flowmend.restoration.restore`; if y is not one measurement; if
+            the picture is larger than a tile and its operator cannot be had in parts; or if not
+            even the smallest parts fit the memory.
     """
     if len(y) != 1:
         raise FlowmendError(f"Photographs are restored one at a time, not {len(y)}.")
-    shape = task.operator.shape
     if task.noise is None:
         offset = task.offset.to(y) if isinstance(task.offset, Tensor) else task.offset
         task = task.with_sigma(float(estimate_sigma(y - offset, task.operator, None)))
     overlap = OVERLAP + 2 * task.operator.reach
-    grain = task.operator.grain
-    rows, columns = (spans(side, max(tile, 2 * overlap), overlap, grain) for side in shape[1:])
+    side = max(tile, 2 * overlap)
+    begun = None if generator is None else generator.get_state()
+    while True:
+        try:
+            return _in_parts(y, task, prior, method, side, overlap, generator, progress, **options)
+        except (MemoryError, RuntimeError) as error:
+            if not _memory_is_full(error):
+                raise
+        # out of the handler, whose traceback holds what has to be let go
+        side = _smaller(task, side, overlap)
+        if begun is not None:
+            generator.set_state(begun)
+
+
+def _memory_is_full(error: Exception) -> bool:
+    """Whether an error says that memory, of the machine or of a device, is used up."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)
+
+
+def _smaller(task: Task, side: int, overlap: int) -> int:
+    """The side of the parts to try after those of a side did not fit the memory."""
+    _, height, width = task.operator.shape
+    longest = min(side, max(height, width))
+    smaller = max(longest // 2, 2 * overlap)
+    corner = (slice(0, min(smaller, height)), slice(0, min(smaller, width)))
+    if smaller >= longest or task.operator.window(*corner) is None:
+        raise FlowmendError(
+            f"The memory does not hold a part of {min(side, width)} x {min(side, height)} pixels, "
+            "and this task cannot be done in smaller ones: close other programs, take another "
+            "--device, or a smaller picture."
+        )
+    return smaller
+
+
+def _in_parts(
+    y: Tensor,
+    task: Task,
+    prior: ContinuousPrior | PatchPrior,
+    method: str | None,
+    tile: int,
+    overlap: int,
+    generator: torch.Generator | None,
+    progress: Progress | None,
+    **options: object,
+) -> Solution:
+    """Restores one measurement in parts of a side that overlap by so many pixels."""
+    shape, grain = task.operator.shape, task.operator.grain
+    rows, columns = (spans(side, tile, overlap, grain) for side in shape[1:])
     count = len(rows) * len(columns)
     local: ContinuousPrior | PatchPrior | None = None
     x = std = samples = first = None
@@ -138,7 +187,7 @@ def restore_photograph(
         [bad],
         seconds,
         first.method,
-        first.settings | {"sigma": task.sigma, "tiles": count},
+        first.settings | {"sigma": task.sigma, "tiles": count, "tile": tile},
         _shown(std, task, y),
         _shown(samples, task, y),
     )

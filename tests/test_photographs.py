@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowmend as fm
+from flowmend import photographs
 from flowmend.album import usual_prior
 from flowmend.batch import find_items
 from flowmend.cli import main
@@ -415,6 +416,72 @@ def test_the_noise_level_may_be_a_file(tmp_path, weights, capsys):
     assert (tmp_path / "out" / "a.png").is_file()
     assert run(*base, "--prior", weights, "--sigma", tmp_path / "no.npy") == 1
     assert "a file with a level for every pixel" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    """A machine that holds parts of so many pixels a side, and counts what was tried."""
+    tried, restore = [], photographs.restore
+
+    def limit(side, message="[enforce fail] DefaultCPUAllocator: can't allocate memory"):
+        def careful(y, task, *arguments, **options):
+            tried.append(max(task.operator.shape[1:]))
+            if tried[-1] > side:
+                raise RuntimeError(message)
+            return restore(y, task, *arguments, **options)
+
+        monkeypatch.setattr(photographs, "restore", careful)
+        return tried
+
+    return limit
+
+
+def test_smaller_parts_are_tried_where_larger_ones_do_not_fit_the_memory(prior, scarce):
+    x = photograph(300, 340)
+    task = photograph_task("denoise", (3, 300, 340), 3, sigma=0.1)
+    y = task.measure(x, source())
+    wanted = restore_photograph(y, task, prior, tile=170, generator=source())
+    tried = scarce(200)
+    found = restore_photograph(y, task, prior, generator=source())
+    assert tried[0] == 340
+    assert found.settings["tile"] == 170
+    assert torch.equal(found.x, wanted.x)
+
+
+def test_what_fits_no_memory_says_so(prior, scarce):
+    scarce(100)
+    task = photograph_task("denoise", (3, 300, 340), 3, sigma=0.1)
+    with pytest.raises(fm.FlowmendError, match=r"does not hold a part of 128 x 128 pixels"):
+        restore_photograph(photograph(300, 340), task, prior)
+    task = fm.make_task("deblur", (3, 300, 340), kernel="box:3", boundary="circular")
+    with pytest.raises(fm.FlowmendError, match=r"does not hold a part of 340 x 300 pixels"):
+        restore_photograph(photograph(300, 340), task, prior)
+    scarce(100, "a mistake of ours")
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        restore_photograph(photograph(300, 340), task, prior)
+
+
+def test_the_user_is_told_of_smaller_parts(scarce, tmp_path, weights, capsys):
+    scarce(200)
+    save_image(tmp_path / "a.png", photograph(300, 340)[0])
+    results = tmp_path / "results.json"
+    code = run(
+        *("restore", tmp_path / "a.png", "-t", "denoise", "--sigma", 0.1, "--prior", weights),
+        *("-o", tmp_path / "out", "--json", results, "--device", "cpu"),
+    )
+    assert code == 0
+    assert "parts of at most 170 pixels" in capsys.readouterr().err.replace("\n", " ")
+    assert json.loads(results.read_text())["images"][0]["tile"] == 170
+
+
+def test_a_part_of_which_nothing_is_known(prior):
+    """The prior's own picture fills it, and nothing breaks."""
+    x, mask = photograph(160, 300), torch.ones(1, 160, 300)
+    mask[..., 120:] = 0.0
+    task = fm.make_task("inpaint", (3, 160, 300), mask=mask)
+    found = restore_photograph(task.measure(x, source()), task, prior, tile=128, steps=2)
+    assert found.finished
+    assert found.settings["tiles"] > 1
 
 
 def test_options_of_tiles_are_checked(tmp_path, weights, capsys):

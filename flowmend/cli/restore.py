@@ -246,6 +246,7 @@ def restore(
             "seed": seed,
             "precision": precision,
             "turns": turns,
+            "tile": (tile or TILE) if any_size else None,
             "made_with": provenance(target),
         }
         if any(item.restored is not None for item in items):
@@ -266,6 +267,13 @@ def _tell(items: list[Item], values: dict, out: Path) -> None:
     for item in items:
         if not item.fine:
             warn(str(item.input), item.record()["status"])
+    asked = values["tile"]
+    for item in items:
+        if item.tile is not None and item.tile < asked:
+            tell(
+                f"'{item.input}' was restored in parts of at most {item.tile} pixels: larger ones "
+                "did not fit the memory."
+            )
     done = sum(item.restored is not None for item in items)
     mean = values["mean"]
     text = f"{done} of {len(items)} restored in {values['seconds']:.1f} s into '{out}'"
