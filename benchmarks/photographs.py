@@ -341,8 +341,6 @@ def run_tasks(arguments: argparse.Namespace) -> None:
         top, left = (image.shape[-2] - MIDDLE) // 2, (image.shape[-1] - MIDDLE) // 2
         x = image[..., top : top + MIDDLE, left : left + MIDDLE]
         for what, (name, options) in TASKS.items():
-            if arguments.evaluations and name == "inpaint":
-                continue  # one evaluation is all it takes
             if name == "deblur":
                 options = options | {"kernel": KERNELS[index % 8], "boundary": "valid"}
             task = fm.make_task(name, tuple(x.shape[1:]), **options)
