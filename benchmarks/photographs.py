@@ -57,7 +57,8 @@ PUBLISHED = {
 }
 """As printed in the DnCNN, FFDNet and DPIR papers, at the three levels."""
 KERNELS = tuple(f"motion:{15 + 12 * k / 7:.0f}:{22.5 * k:g}" for k in range(8))
-"""Motion blurs of 15 to 27 pixels, in eight directions."""
+"""Motion blurs of 15 to 27 pixels, in eight directions; four pictures of the folder share one, so
+that every fourth picture has the next, and a picture the same however many are left out."""
 TASKS: dict[str, tuple[str, dict]] = {
     "motion blur, σ = 0.01": ("deblur", {"sigma": 0.01}),
     "inpaint, 80 % random": ("inpaint", {"mask": "random:0.8"}),
@@ -336,13 +337,13 @@ def run_tasks(arguments: argparse.Namespace) -> None:
             EVALUATIONS.format(n): functools.partial(ours, evaluations=n)
             for n in arguments.evaluations
         }
-    for index, path in enumerate(find_pictures([arguments.folder])[:: arguments.every]):
+    for index, path in list(enumerate(find_pictures([arguments.folder])))[:: arguments.every]:
         image = read_image(path)[None]
         top, left = (image.shape[-2] - MIDDLE) // 2, (image.shape[-1] - MIDDLE) // 2
         x = image[..., top : top + MIDDLE, left : left + MIDDLE]
         for what, (name, options) in TASKS.items():
             if name == "deblur":
-                options = options | {"kernel": KERNELS[index % 8], "boundary": "valid"}
+                options = options | {"kernel": KERNELS[index // 4 % 8], "boundary": "valid"}
             task = fm.make_task(name, tuple(x.shape[1:]), **options)
             y = task.measure(x, generator_at(3, *path.stem.encode()))
             inside = ((0, 0), x.shape[-2:])
