@@ -35,7 +35,6 @@ from .solution import Posterior
 from .stationary import StationaryGaussian
 
 __all__ = [
-    "LEAST_OF_HOLES",
     "UNFINISHED",
     "Denoiser",
     "Guidance",
@@ -57,16 +56,15 @@ LINEAR_NOISE = 0.3
 LOOSE = 1e-2
 """Tolerance of the systems of splitting: each begins at an estimate that the next one mends."""
 UNFINISHED = "not finite: no image was found"
-SPLITTING_NOISE = (0.2, LEAST_NOISE)
-"""First and last level of half-quadratic splitting, on the [0, 1] scale; the first only where no
-Gaussian says how far from the truth it starts."""
-HOLES_NOISE = (0.14, 0.01)
-"""The same after a network has filled missing pixels at once, but not well. Chosen on training
-photographs."""
-LEAST_OF_HOLES = 0.02
-"""The last level where nothing could fill them at once."""
 DOUBT, DOUBTS = 5.0, 32
-"""Where one does: the first level as a multiple of that, found from so many draws."""
+"""The first level of splitting as a multiple of the error that a dense Gaussian expects of where
+it starts, found from so many draws."""
+RISE, MOST_RISE = 150.0, 0.5
+"""The same where the stationary one expects it: a multiple of its square, and the largest level.
+What a blur leaves is larger than what a mosaic leaves, and less like noise. Chosen on training
+photographs."""
+HOLES_NOISE = (0.14, 0.01)
+"""First and last level after a network has filled missing pixels at once, not well; likewise."""
 CHURN = 0.5
 """Share of the noise that is drawn anew at each level, for the sake of the draws' mean."""
 TRUST = 2.0
@@ -162,13 +160,24 @@ class Guidance:
         return mean + self._gain(lack, lambda v: self.covariance.remaining(v, most))
 
     def first_level(self) -> float:
-        """The noise level at which splitting starts."""
-        if self.gaussian is None:
-            return SPLITTING_NOISE[0]
+        """The noise level at which splitting starts, from how far from the truth that is."""
         generator = torch.Generator().manual_seed(0)
+        if self.gaussian is None:
+            level = RISE * self._linear_error(generator) ** 2
+            return min(max(level, 2.0 * LEAST_NOISE), MOST_RISE)
         draws = torch.randn(DOUBTS, self.covariance.mean.numel(), generator=generator)
         spread = self.gaussian.colour(draws.to(self.y)).square().mean().sqrt()
-        return min(max(DOUBT * float(spread), 2.0 * SPLITTING_NOISE[1]), MOST_NOISE)
+        return min(max(DOUBT * float(spread), 2.0 * LEAST_NOISE), MOST_NOISE)
+
+    def _linear_error(self, generator: torch.Generator) -> float:
+        """Root mean square of what :meth:`linear` gets wrong, of one draw from what it assumes."""
+        gaussian, normal = self.covariance, shared_noise(generator)
+        like = gaussian.mean[None]
+        x = gaussian.apply(normal(like), lambda v: (v / (v / LINEAR_NOISE**2 + 1.0)).sqrt())
+        y = self.operator.A(x)
+        lack = -y - self.sigma * normal(y)
+        x = x + self._gain(lack, lambda v: gaussian.remaining(v, LINEAR_NOISE))
+        return float(x.square().mean().sqrt())
 
     def corrected(self, x: Tensor, variance: float) -> Tensor:
         """The mean given the measurements of images that are x (B, C, H, W) up to white noise."""
@@ -259,7 +268,7 @@ def splitting(
     *,
     evaluations: int = 10,
     holes: Known | None = None,
-    least: float | None = None,
+    noise: tuple[float, float] | None = None,
     progress: Progress | None = None,
     observe: Observe | None = None,
 ) -> Tensor:
@@ -282,15 +291,15 @@ def splitting(
         evaluations: Evaluations of the network, one for each level.
         holes: Where pixels are missing, what y shows of the others. The first evaluation then
             fills them, and takes the place of the Gaussian's mean.
-        least: The last level without such holes, on the [0, 1] scale; None takes the rounding of
-            8 bits.
+        noise: First and last level without such holes, on the [0, 1] scale; None begins at
+            :meth:`Guidance.first_level` and ends at the rounding of 8 bits.
         progress: Called with (evaluation, evaluations, what).
         observe: Called with (level, estimate) after each level, the levels numbered from 0.
     """
-    least = SPLITTING_NOISE[1] if least is None else least
     known = holes if guidance.known is None else guidance.known
     if known is None:
-        path, x = levels(evaluations, guidance.first_level(), least), guidance.linear(LINEAR_NOISE)
+        most, least = noise or (guidance.first_level(), LEAST_NOISE)
+        path, x = levels(evaluations, most, least), guidance.linear(LINEAR_NOISE)
     else:
         rest = 0 if guidance.known is not None else evaluations - 1
         path, x = [0.0, *levels(rest, *HOLES_NOISE)], guidance.y

@@ -9,7 +9,6 @@ from .continuous import ContinuousPrior
 from .coordinates import Known, known_coordinates
 from .errors import FlowmendError
 from .guided import (
-    LEAST_OF_HOLES,
     UNFINISHED,
     Guidance,
     posterior,
@@ -30,6 +29,8 @@ EVALUATIONS, DRAWS = 10, 16
 """Evaluations of a continuous flow's network for each draw, and draws to average at least."""
 EVALUATIONS_OF_HOLES = 30
 """Evaluations by which pixels that are missing are filled from around them."""
+PATCH_NOISE, LEAST_OF_HOLES = (0.2, 0.004), 0.02
+"""First and last level of splitting with a flow of patches; the last where pixels are missing."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,9 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     )
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
     if request.method.name == "splitting":
+        path = None
+        if patches:
+            path = PATCH_NOISE if holes is None else (PATCH_NOISE[0], LEAST_OF_HOLES)
         if known is not None:
             settings["steps"] = 1
         elif holes is not None and request.steps is None:
@@ -174,7 +178,7 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
             quick,
             evaluations=settings["steps"],
             holes=None if patches else holes,
-            least=None if holes is None else LEAST_OF_HOLES,
+            noise=path,
             progress=request.progress,
             observe=request.observe,
         )

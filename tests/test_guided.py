@@ -10,7 +10,16 @@ from properties import randomise
 import flowmend as fm
 from flowmend.coordinates import known_coordinates
 from flowmend.cosines import cosine_matrix
-from flowmend.guided import TRUST, Guidance, levels, posterior, sample_posterior, splitting
+from flowmend.guided import (
+    MOST_RISE,
+    RISE,
+    TRUST,
+    Guidance,
+    levels,
+    posterior,
+    sample_posterior,
+    splitting,
+)
 from flowmend.least_squares import conjugate_gradients
 from flowmend.pixels import quantisation_sigma
 from flowmend.stationary import StationaryGaussian
@@ -302,15 +311,15 @@ def test_splitting_begins_at_the_closed_form(task):
 
 
 @pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
-def test_splitting_rests_at_the_closed_form_of_less_noise(task, monkeypatch):
+def test_splitting_rests_at_the_closed_form_of_less_noise(task):
     prior, level = gaussian(), 0.05
-    monkeypatch.setattr("flowmend.guided.SPLITTING_NOISE", (level, level))
     y = measured(task)
     seen = []
     found = splitting(
         guidance(task, prior, y, tolerance=1e-7),
         prior,
         evaluations=1000,
+        noise=(level, level),
         observe=lambda index, x: seen.append(index),
     )
     assert seen == list(range(1000))
@@ -323,6 +332,25 @@ def test_splitting_rests_at_the_closed_form_of_less_noise(task, monkeypatch):
     near, far = (float((found - mean).abs().max()) for mean in (exact, other))
     assert near < 1e-3
     assert near < 0.25 * far
+
+
+@pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
+def test_splitting_starts_where_the_linear_estimate_is_wrong(task, monkeypatch):
+    """What one draw says of its error is what the closed form says of the mean over all."""
+    prior, limit = gaussian((2, 24, 20)), 0.3
+    monkeypatch.setattr("flowmend.guided.LINEAR_NOISE", limit)
+    operator = fm.make_task(task.name, prior.shape, sigma=task.sigma).operator
+    y = torch.zeros(1, *operator.measurement_shape).double()
+    guide = Guidance(y, operator, task.sigma, prior, steps=500, tolerance=1e-10)
+    unit = torch.eye(prior.mean.numel()).double().reshape(-1, *prior.shape)
+    covariance = prior.remaining(unit, limit).flatten(1).T
+    matrix = operator.A(unit).flatten(1).T
+    gain = matrix @ covariance @ matrix.T
+    gain.diagonal().add_(task.sigma**2)
+    left = covariance - covariance @ matrix.T @ torch.linalg.solve(gain, matrix @ covariance)
+    expected = float(left.diagonal().mean().sqrt())
+    level = guide.first_level()
+    assert level == pytest.approx(min(max(RISE * expected**2, 0.008), MOST_RISE), rel=0.35)
 
 
 def test_splitting_of_known_coordinates_is_the_posterior_mean_at_once():
