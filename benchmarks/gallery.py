@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--prior", default="natural")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    prior = fm.load(arguments.prior)
+    prior, made_with = fm.load(arguments.prior), provenance()
     page = [
         "# Photographs, before and after",
         "",
@@ -129,7 +129,7 @@ def main() -> None:
         page += ["", f"## {title}", "", f"![{title}](photographs/{name})", "", f"`{command}`"]
     page += [
         "",
-        f"Prior sha256 {sha256_of(find_weights(arguments.prior))[:12]}. {told(provenance())}",
+        f"Prior sha256 {sha256_of(find_weights(arguments.prior))[:12]}. {told(made_with)}",
         "",
         "The photographs are those of scikit-image, in the public domain.",
     ]
