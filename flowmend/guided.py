@@ -20,6 +20,7 @@ et al., 2023), https://openreview.net/forum?id=9_gsMA8MRKQ; of the levels: Eluci
 Space of Diffusion-Based Generative Models (Karras et al., 2022), https://arxiv.org/abs/2206.00364
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from torch import Tensor
 from .coordinates import Known
 from .gaussian import GaussianPosterior
 from .least_squares import HasAdjoint, conjugate_gradients
+from .linear_operator import LinearOperator
 from .solution import Posterior
 from .stationary import StationaryGaussian
 
@@ -63,6 +65,8 @@ RISE, MOST_RISE = 150.0, 0.5
 """The same where the stationary one expects it: a multiple of its square, and the largest level.
 What a blur leaves is larger than what a mosaic leaves, and less like noise. Chosen on training
 photographs."""
+CORNER = 128
+"""Largest side in pixels of the images on which that error is found."""
 HOLES_NOISE = (0.14, 0.01)
 """First and last level after a network has filled missing pixels at once, not well; likewise."""
 CHURN = 0.5
@@ -170,14 +174,33 @@ class Guidance:
         return min(max(DOUBT * float(spread), 2.0 * LEAST_NOISE), MOST_NOISE)
 
     def _linear_error(self, generator: torch.Generator) -> float:
-        """Root mean square of what :meth:`linear` gets wrong, of one draw from what it assumes."""
-        gaussian, normal = self.covariance, shared_noise(generator)
-        like = gaussian.mean[None]
-        x = gaussian.apply(normal(like), lambda v: (v / (v / LINEAR_NOISE**2 + 1.0)).sqrt())
-        y = self.operator.A(x)
+        """Root mean square of what :meth:`linear` gets wrong, of one draw from what it assumes.
+
+        Of a large picture a corner is enough, and says the same of the whole and of its parts.
+        """
+        corner = self._corner()
+        gaussian, normal = corner.covariance, shared_noise(generator)
+        x = gaussian.apply(
+            normal(gaussian.mean[None]), lambda v: (v / (v / LINEAR_NOISE**2 + 1.0)).sqrt()
+        )
+        y = corner.operator.A(x)
         lack = -y - self.sigma * normal(y)
-        x = x + self._gain(lack, lambda v: gaussian.remaining(v, LINEAR_NOISE))
+        x = x + corner._gain(lack, lambda v: gaussian.remaining(v, LINEAR_NOISE))
         return float(x.square().mean().sqrt())
+
+    def _corner(self) -> "Guidance":
+        """The same on a corner of the images, where they are large and the operator has parts."""
+        operator, shape = self.operator, self.covariance.shape
+        if not isinstance(operator, LinearOperator) or max(shape[1:]) <= CORNER:
+            return self
+        side = CORNER // operator.grain * operator.grain
+        height, width = (min(side, length) for length in shape[1:])
+        window = operator.window(slice(0, height), slice(0, width))
+        if window is None:
+            return self
+        return dataclasses.replace(
+            self, operator=window.operator, covariance=self.covariance.at_size(height, width)
+        )
 
     def corrected(self, x: Tensor, variance: float) -> Tensor:
         """The mean given the measurements of images that are x (B, C, H, W) up to white noise."""

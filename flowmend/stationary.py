@@ -45,6 +45,8 @@ class StationaryGaussian:
         if not bool(torch.isfinite(spectrum).all()) or not bool(torch.isfinite(mean).all()):
             raise FlowmendError("Mean and spectrum must be finite.")
         self.mean, self.spectrum = mean, spectrum
+        self._origin: StationaryGaussian | None = None
+        """What this one is the same spectrum of, at another size."""
         values, vectors = torch.linalg.eigh(spectrum.double())
         # (C, H, W) and (H, W, C, C), in the precision of the mean
         self.variance = values.permute(2, 0, 1).clamp_min(SMALLEST_VARIANCE).to(mean)
@@ -100,6 +102,8 @@ class StationaryGaussian:
         """
         if (height, width) == self.shape[1:]:
             return self
+        if self._origin is not None:
+            return self._origin.at_size(height, width).to(self.mean)
         channels = self.shape[0]
         flat = self.spectrum.permute(2, 3, 0, 1).reshape(1, -1, *self.spectrum.shape[:2])
         old = self.shape[1:]
@@ -116,13 +120,17 @@ class StationaryGaussian:
         taken = functional.grid_sample(flat, grid[None], align_corners=True, padding_mode="border")
         spectrum = taken[0].reshape(channels, channels, height, width).permute(2, 3, 0, 1)
         mean = self.mean.mean((1, 2), keepdim=True).expand(channels, height, width)
-        return StationaryGaussian(mean.contiguous(), spectrum.contiguous())
+        found = StationaryGaussian(mean.contiguous(), spectrum.contiguous())
+        found._origin = self
+        return found
 
     def to(self, like: Tensor) -> "StationaryGaussian":
         """The same in the precision and on the device of a tensor."""
         if self.mean.dtype == like.dtype and self.mean.device == like.device:
             return self
-        return StationaryGaussian(self.mean.to(like), self.spectrum.to(like))
+        found = StationaryGaussian(self.mean.to(like), self.spectrum.to(like))
+        found._origin = self._origin
+        return found
 
     def apply(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``f(C) x`` of images (B, C, H, W), f acting on the eigenvalues (C, H, W)."""

@@ -448,6 +448,15 @@ def test_the_stationary_gaussian_is_kept_in_the_weights_file(tmp_path):
     assert found.at_shape((3, 12, 10)).stationary.shape == (3, 12, 10)
 
 
+def test_a_spectrum_of_another_size_forgets_nothing():
+    prior = StationaryGaussian.fit([smooth_images(60, 3, 12, 10)])
+    small, again = prior.at_size(7, 9), prior.at_size(40, 30).at_size(7, 9)
+    assert torch.equal(small.spectrum, again.spectrum)
+    double = prior.at_size(40, 30).to(torch.zeros(1).double()).at_size(7, 9)
+    assert double.spectrum.dtype == torch.float64
+    assert torch.allclose(double.spectrum.float(), small.spectrum)
+
+
 def test_denoising_is_one_evaluation_of_the_network():
     prior = gaussian()
     task = fm.make_task("denoise", SHAPE, sigma=0.1)

@@ -27,7 +27,12 @@ def source(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def any_size_prior(channels=3, seed=0, wild=0.05):
+def rough(x, amount=0.05):
+    """Images with a texture, as photographs have one."""
+    return (x + amount * torch.randn(x.shape, generator=source(3))).clamp(0.0, 1.0)
+
+
+def any_size_prior(channels=3, seed=0, wild=0.05, texture=0.0):
     """A network that takes every size, its weights moved by so much from those of a fresh one,
     which shrinks what it sees towards grey, every pixel by itself.
     """
@@ -36,7 +41,8 @@ def any_size_prior(channels=3, seed=0, wild=0.05):
     with torch.no_grad():
         for weight in velocity.network.parameters():
             weight.add_(wild * torch.randn(weight.shape, generator=source(seed)))
-    stationary = StationaryGaussian.fit([smooth_images(40, channels, 16, 16).float()])
+    images = rough(smooth_images(40, channels, 16, 16).float(), texture)
+    stationary = StationaryGaussian.fit([images])
     prior = fm.ContinuousPrior(velocity, stationary=stationary)
     return prior.eval().requires_grad_(False)
 
@@ -200,8 +206,8 @@ def measured(name, x, seed=0):
 def test_parts_restore_what_the_whole_restores(prior, name):
     if name in ("colorize", "demosaic", "upscale", "deblur"):
         # there a network that is no denoiser carries the borders of parts far inside
-        prior = any_size_prior(wild=0.0)
-    x = photograph(200, 260)
+        prior = any_size_prior(wild=0.0, texture=0.05)
+    x = rough(photograph(200, 260))
     y, task = measured(name, x)
     whole = restore_photograph(y, task, prior, steps=3, tile=512)
     parts = restore_photograph(y, task, prior, steps=3, tile=160)
