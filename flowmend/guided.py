@@ -66,7 +66,7 @@ RISE, MOST_RISE = 150.0, 0.5
 What a blur leaves is larger than what a mosaic leaves, and less like noise. Chosen on training
 photographs."""
 CORNER = 128
-"""Largest side in pixels of the images on which that error is found, where kernels are small."""
+"""Largest side in pixels of the images on which that error is found."""
 HOLES_NOISE = (0.14, 0.01)
 """First and last level after a network has filled missing pixels at once, not well; likewise."""
 CHURN = 0.5
@@ -191,11 +191,9 @@ class Guidance:
     def _corner(self) -> "Guidance":
         """The same on a corner of the images, where they are large and the operator has parts."""
         operator, shape = self.operator, self.covariance.shape
-        if not isinstance(operator, LinearOperator):
+        if not isinstance(operator, LinearOperator) or max(shape[1:]) <= CORNER:
             return self
-        side = max(CORNER, 4 * operator.reach) // operator.grain * operator.grain
-        if max(shape[1:]) <= side:
-            return self
+        side = CORNER // operator.grain * operator.grain
         height, width = (min(side, length) for length in shape[1:])
         window = operator.window(slice(0, height), slice(0, width))
         if window is None:

@@ -11,6 +11,7 @@ import flowmend as fm
 from flowmend.coordinates import known_coordinates
 from flowmend.cosines import cosine_matrix
 from flowmend.guided import (
+    LINEAR_NOISE,
     MOST_RISE,
     RISE,
     TRUST,
@@ -337,20 +338,33 @@ def test_splitting_rests_at_the_closed_form_of_less_noise(task):
 @pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
 def test_splitting_starts_where_the_linear_estimate_is_wrong(task, monkeypatch):
     """What one draw says of its error is what the closed form says of the mean over all."""
-    prior, limit = gaussian((2, 24, 20)), 0.3
-    monkeypatch.setattr("flowmend.guided.LINEAR_NOISE", limit)
+    prior = gaussian((2, 24, 20))
+    monkeypatch.setattr("flowmend.guided.LEAST_NOISE", 0.0)
     operator = fm.make_task(task.name, prior.shape, sigma=task.sigma).operator
     y = torch.zeros(1, *operator.measurement_shape).double()
     guide = Guidance(y, operator, task.sigma, prior, steps=500, tolerance=1e-10)
     unit = torch.eye(prior.mean.numel()).double().reshape(-1, *prior.shape)
-    covariance = prior.remaining(unit, limit).flatten(1).T
+    covariance = prior.remaining(unit, LINEAR_NOISE).flatten(1).T
     matrix = operator.A(unit).flatten(1).T
     gain = matrix @ covariance @ matrix.T
     gain.diagonal().add_(task.sigma**2)
     left = covariance - covariance @ matrix.T @ torch.linalg.solve(gain, matrix @ covariance)
     expected = float(left.diagonal().mean().sqrt())
-    level = guide.first_level()
-    assert level == pytest.approx(min(max(RISE * expected**2, 0.008), MOST_RISE), rel=0.35)
+    assert RISE * expected**2 < MOST_RISE
+    assert guide.first_level() == pytest.approx(RISE * expected**2, rel=0.35)
+
+
+@pytest.mark.parametrize("length", [9, 111])
+def test_a_corner_tells_where_splitting_starts(length, monkeypatch):
+    monkeypatch.setattr("flowmend.guided.LEAST_NOISE", 0.0)
+    shape = (1, 40, 400)
+    prior = StationaryGaussian.fit([smooth_images(60, 1, 12, 12)]).at_size(*shape[1:])
+    kernel = {"kernel": f"motion:{length}:0", "boundary": "valid"}
+    operator = fm.make_task("deblur", shape, sigma=0.02, **kernel).operator
+    y = torch.zeros(1, *operator.measurement_shape)
+    corner = Guidance(y, operator, 0.02, prior).first_level()
+    monkeypatch.setattr("flowmend.guided.CORNER", 400)
+    assert corner == pytest.approx(Guidance(y, operator, 0.02, prior).first_level(), rel=0.35)
 
 
 def test_splitting_of_known_coordinates_is_the_posterior_mean_at_once():

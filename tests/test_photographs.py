@@ -480,13 +480,6 @@ def test_the_user_is_told_of_smaller_parts(scarce, tmp_path, weights, capsys):
     assert json.loads(results.read_text())["images"][0]["tile"] == 170
 
 
-def test_a_kernel_larger_than_a_corner(prior):
-    x = photograph(180, 190)
-    task = fm.make_task("deblur", (3, 180, 190), kernel="motion:131:0", boundary="valid")
-    found = restore_photograph(task.measure(x, source()), task, prior, steps=2)
-    assert found.finished
-
-
 def test_a_part_of_which_nothing_is_known(prior):
     """The prior's own picture fills it, and nothing breaks."""
     x, mask = photograph(160, 300), torch.ones(1, 160, 300)
