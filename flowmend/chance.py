@@ -9,6 +9,8 @@ __all__ = ["MIXED", "generator_at", "mirrored", "random_crop", "stratified_times
 
 MIXED = 2.0 / 3.0
 """Share of the images whose values have times of several kinds, unless a recipe says so."""
+SURE = 0.8
+"""How often what is known is known exactly, and how often the rest is not known at all."""
 USUAL_NOISE, NOISE_SPREAD = 0.08, 1.0
 """Median of the noise that restoring photographs meets, on the [0, 1] scale, and the standard
 deviation of its logarithm."""
@@ -80,8 +82,8 @@ def time_maps(
     times = torch.where(chances().flatten() < focused, usual, places)
     even = times.view(-1, 1, 1, 1).expand(shape)
     known = _known_values(shape, generator)
-    high = torch.where(chances() < 0.6, 1.0, path_time(0.002 * 150.0 ** chances()))
-    low = torch.where(chances() < 0.6, 0.0, chances() * high)
+    high = torch.where(chances() < SURE, 1.0, path_time(0.002 * 150.0 ** chances()))
+    low = torch.where(chances() < SURE, 0.0, chances() * high)
     some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
     mixed = (chances() < mixed) & some.view(-1, 1, 1, 1)
     return torch.where(mixed, torch.where(known, high, low), even).contiguous()

@@ -32,8 +32,9 @@ HELD_OUT = 512
 CROPS = 4096
 """Crops that the stationary Gaussian is fitted to."""
 CHECKPOINT_SECONDS = 300.0
-LEAST_LOSS = 1e-6
-"""Below it a loss counts no more where its logarithm is minimised: it stays finite."""
+LEAST_LOSS = 1e-3
+"""Added to a loss whose logarithm is minimised: what lies far below it hardly counts, such as a
+hole of one pixel that was guessed well."""
 SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 32, 2**16
 SCORED_PIXELS = 2**14
 """Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
@@ -171,16 +172,16 @@ class MatchingRun(TrainingRun):
         levels = mirrored(levels, noise) if self.recipe.flip else levels
         x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
         start = torch.randn(x.shape, generator=noise).to(self.device)
+        shares = self.recipe.mixed, self.recipe.focused
         if self.bank is None:
-            recipe = self.recipe
-            t, hints = time_maps(tuple(x.shape), noise, recipe.mixed, recipe.focused), None
+            t, hints = time_maps(tuple(x.shape), noise, *shares), None
         else:
-            t, hints = self.bank.draw(len(x), self.step, noise)
+            t, hints = self.bank.draw(len(x), self.step, noise, *shares)
         x, t = x.to(self.device), t.to(self.device)
         with self._autocast():
             loss = matching_loss(self.prior.velocity, x, t, start, hints)
         if self.recipe.relative:
-            loss = loss.clamp_min(LEAST_LOSS).log()
+            loss = (loss + LEAST_LOSS).log()
         return loss.mean()
 
     def measure(self) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .chance import generator_at, time_maps
+from .chance import MIXED, generator_at, time_maps
 from .flow import GaussianVelocity
 
 __all__ = ["HintBank"]
@@ -48,13 +48,20 @@ class HintBank:
                 if float(times.min()) < float(times.max()):
                     return times
 
-    def draw(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, "Hints"]:
+    def draw(
+        self,
+        count: int,
+        step: int,
+        generator: torch.Generator,
+        mixed: float = MIXED,
+        focused: float = 0.0,
+    ) -> tuple[Tensor, "Hints"]:
         """Times (B, C, H, W) as :func:`flowmend.chance.time_maps`, the mixed ones of the window.
 
         Returns the times and what gives the Gaussian's velocities of points at them.
         """
         maps = self.prepare(step)
-        times = time_maps((count, *self.gaussian.mean.shape), generator)
+        times = time_maps((count, *self.gaussian.mean.shape), generator, mixed, focused)
         flat = times.flatten(1)
         even = flat.amin(1) == flat.amax(1)
         which = torch.randint(len(maps), (count,), generator=generator)

@@ -1,19 +1,18 @@
 """Our own methods behind :func:`flowmend.solver.solve`: fast MAP and the posterior."""
 
+import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .clipping import Limits, at_limits, before_clipping
 from .continuous import ContinuousPrior
 from .coordinates import Known, known_coordinates
 from .errors import FlowmendError
-from .guided import (
-    UNFINISHED,
-    Guidance,
-    posterior,
-    splitting,
-)
+from .guided import LINEAR_NOISE, LOOSE, UNFINISHED, Guidance, posterior, splitting
 from .methods import Method
 from .noise import Gaussian
 from .operators import LinearOperator
@@ -32,6 +31,10 @@ EVALUATIONS_OF_HOLES = 30
 PATCH_NOISE, LEAST_OF_HOLES = (0.2, 0.004), 0.02
 """First and last level of splitting with a flow of patches; the last where pixels are missing."""
 
+WIDER = math.hypot(1.0, 0.3)
+"""How far a noisy value scatters about a Gaussian's estimate, as a multiple of the noise: the
+estimate is itself wrong by some of it. Chosen on validation faces."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -46,6 +49,7 @@ class Request:
     precision: str
     memory: str
     data_term: DataTerm | None
+    limits: Limits | None
     samples: int
     generator: torch.Generator
     progress: Progress | None
@@ -98,12 +102,31 @@ def _exact(request: Request) -> Tensor:
     return ~on_byte_grid(request.y)
 
 
+def _unclipped(request: Request, y: Tensor, linear: Callable[[], Tensor]) -> Tensor:
+    """Measurements y (B, ...) as they were before noise was clipped, where it was.
+
+    Args:
+        request: The request.
+        y: Its measurements, in the prior's precision.
+        linear: Gives a first estimate of the images (B, C, H, W): that of a Gaussian.
+    """
+    if request.limits is None or request.data_term is not None or request.sigma == 0:
+        return y
+    if not any(bool(mask.any()) for mask in at_limits(y, request.limits)):
+        return y
+    with torch.no_grad():
+        expected = request.operator.A(linear())
+    return before_clipping(y, expected, WIDER * request.level, request.limits)
+
+
 def _whitened(request: Request, prior: FlowPrior) -> Solution:
+    gaussian = prior.gaussian.posterior(request.operator, request.level)
+    y = request.y.to(prior.gaussian.mean)
     problem = Whitened(
-        request.y.to(prior.gaussian.mean),
+        _unclipped(request, y, lambda: gaussian.mean(y)),
         request.operator,
         prior.at_precision(request.precision).with_memory(request.memory),
-        prior.gaussian.posterior(request.operator, request.level),
+        gaussian,
         request.data_term or Gaussian(request.sigma).negative_log_likelihood,
         exact=_exact(request),
         generator=request.generator,
@@ -155,15 +178,17 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     quick = prior.at_precision(request.precision)
     covariance = prior.stationary.to(next(prior.parameters()))
     gaussian = None if patches else prior.gaussian
-    known, holes = _known(request, prior, covariance.mean)
     guidance = Guidance(
         request.y.to(covariance.mean),
         request.operator,
         request.level,
         covariance,
-        known=known,
         gaussian=gaussian and gaussian.posterior(request.operator, request.level),
     )
+    rough = dataclasses.replace(guidance, tolerance=LOOSE)
+    y = _unclipped(request, guidance.y, lambda: rough.linear(LINEAR_NOISE))
+    known, holes = _known(request, y, prior, covariance.mean)
+    guidance = dataclasses.replace(guidance, y=y, known=known)
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
     if request.method.name == "splitting":
         path = None
@@ -203,7 +228,7 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
 
 
 def _known(
-    request: Request, prior: ContinuousPrior | PatchPrior, like: Tensor
+    request: Request, y: Tensor, prior: ContinuousPrior | PatchPrior, like: Tensor
 ) -> tuple[Known | None, Known | None]:
     """What the measurements show of single coordinates: first where the network can use it at
     once, else where pixels are missing, which have to be filled.
@@ -211,7 +236,7 @@ def _known(
     A network of whole images knows what lies in a hole; one of crops hardly does, and one of
     patches only knows one noise level. They fill holes from around them, step by step.
     """
-    known = known_coordinates(request.y, request.operator, request.level, like)
+    known = known_coordinates(y, request.operator, request.level, like)
     if known is None:
         return None, None
     if isinstance(prior, PatchPrior):

@@ -89,7 +89,9 @@ def restore_photograph(
         raise FlowmendError(f"Photographs are restored one at a time, not {len(y)}.")
     if task.noise is None:
         offset = task.offset.to(y) if isinstance(task.offset, Tensor) else task.offset
-        task = task.with_sigma(float(estimate_sigma(y - offset, task.operator, None)))
+        limits = (0.0 - offset, 1.0 - offset)
+        sigma = estimate_sigma(y - offset, task.operator, None, limits=limits)
+        task = task.with_sigma(float(sigma))
     overlap = OVERLAP + 2 * task.operator.reach
     side = max(tile, 2 * overlap)
     begun = None if generator is None else generator.get_state()

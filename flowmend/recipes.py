@@ -118,7 +118,7 @@ class MatchingRecipe(Recipe):
             where that is faster than with the steps; 0 for no limit. Two runs with a limit
             differ, and a resumed one goes on with the minutes that are left.
         mixed: Share of the images that have times of several kinds, as in
-            :func:`flowmend.chance.time_maps`; an informed network takes the default.
+            :func:`flowmend.chance.time_maps`.
         focused: Share of the single times where noise is what restoring photographs meets,
             likewise.
         relative: Whether the logarithm of an image's loss is minimised, so that all noise levels,

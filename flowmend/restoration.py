@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from .continuous import ContinuousPrior
 from .methods import default_settings, find_method
-from .noise import Gaussian, GaussianMap, SaltAndPepper, known_pixels
+from .noise import Gaussian, GaussianMap, Poisson, SaltAndPepper, known_pixels
 from .operators import LinearOperator
 from .patches import PatchPrior
 from .pixels import quantisation_sigma
@@ -67,7 +67,9 @@ def restore(
 
     The methods of the paper take the settings it gives for the task. Noise of unknown level is
     estimated from every measurement; of salt-and-pepper noise every image has measurements of its
-    own left; counted light is judged by its own likelihood where the method can.
+    own left; counted light is judged by its own likelihood where the method can. Measurements that
+    are pictures within [0, 1] count as clipped to it, of which our methods know
+    (:mod:`flowmend.clipping`).
 
     Args:
         y: Measurements (B, ...) on the [0, 1] scale.
@@ -107,6 +109,9 @@ def restore(
         "progress": progress,
         **_settings(task, method, weight, steps, start),
     }
+    if y.ndim == 4 and not isinstance(task.noise, SaltAndPepper):
+        black = -math.inf if isinstance(task.noise, Poisson) else 0.0  # no light is exactly black
+        options["limits"] = (black - offset, 1.0 - offset)
     if isinstance(task.noise, SaltAndPepper):
         parts = []
         for index, (image, measured) in enumerate(zip(y.split(1), moved.split(1), strict=True)):
@@ -116,7 +121,8 @@ def restore(
             parts.append(solve(measured * seen, operator, prior, sigma=0.0, **options))
         return _merge(parts, [[index] for index in range(len(y))])
     if task.noise is None:
-        sigma = estimate_sigma(moved, task.operator, getattr(prior, "gaussian", None))
+        gaussian, limits = getattr(prior, "gaussian", None), options.get("limits")
+        sigma = estimate_sigma(moved, task.operator, gaussian, limits=limits)
         return _at_levels(moved, task, prior, sigma, options)
     if isinstance(task.noise, Gaussian):
         return solve(moved, task.operator, prior, sigma=task.sigma, **options)
@@ -196,7 +202,7 @@ def _at_pixels(
     is the same for all channels of a pixel: the mean of their variances.
     """
     sigma, parts = [], []
-    progress = options.pop("progress")
+    progress, limits = options.pop("progress"), options.pop("limits")
     for index, (image, measured) in enumerate(zip(y.split(1), moved.split(1), strict=True)):
         smooth = functional.avg_pool2d(image, SMOOTH, 1, SMOOTH // 2, count_include_pad=False)
         variance = task.noise.variance(smooth).mean(1, keepdim=True)
@@ -204,6 +210,7 @@ def _at_pixels(
         weight = sigma[-1] / variance.sqrt()
         operator = _Weighted(task.operator, weight)
         options["progress"] = _part(progress, index, len(y))
+        options["limits"] = tuple(limit * weight for limit in limits)
         parts.append(solve(measured * weight, operator, prior, sigma=sigma[-1], **options))
     whole = _merge(parts, [[index] for index in range(len(y))])
     whole.settings["sigma"] = sigma

@@ -1,10 +1,13 @@
 """The noise level of a measurement, from the measurement alone: ``--sigma auto``."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from .clipping import Limits, at_limits, before_clipping
 from .errors import FlowmendError
 from .operators import LinearOperator
 from .pixels import quantisation_sigma
@@ -18,6 +21,10 @@ LARGEST_BLOCK = 1024
 WHITE_SHARE = 1.4
 """How many times its smallest eigenvalue is taken off a covariance; chosen on validation faces."""
 FEWEST_DIFFERENCES = 16
+ROUNDS = 6
+"""How often the noise is found again once what was clipped is known better."""
+CLEAR = 1.0
+"""Standard deviations of the noise that keep a square of four pixels clear of clipping."""
 NORMAL_QUARTILE = 0.6744897501960817
 """Median of |n| of a standard normal n."""
 
@@ -28,6 +35,7 @@ def estimate_sigma(
     operator: LinearOperator,
     gaussian: GaussianPrior | None,
     white: float = WHITE_SHARE,
+    limits: Limits | None = None,
 ) -> Tensor:
     """Standard deviation of white Gaussian noise in measurements, of every image on its own.
 
@@ -37,8 +45,9 @@ def estimate_sigma(
     fewer (``benchmarks/results/sigma_auto.md`` has it for each task). The likelihood is that of
     blocks of at most :data:`LARGEST_BLOCK` neighbouring measurements, multiplied as if they were
     independent; one eigendecomposition of every block serves the batch. Measurements that no image
-    can change (those that :class:`~flowmend.operators.Mask` hides) are left out. Of a measurement
-    clipped to [0, 1] the noise found is what clipping left, which is less than was added.
+    can change (those that :class:`~flowmend.operators.Mask` hides) are left out. Where noise was
+    clipped there is less of it: given limits, what it was is drawn from the same Gaussian and the
+    noise level found again, a few times in turn (stochastic expectation maximisation).
 
     C' is the prior's covariance less ``white`` times its smallest eigenvalue: a fit on reduced
     bits adds as much to every direction, which images do not have and noise does.
@@ -52,6 +61,8 @@ def estimate_sigma(
         operator: Anything with ``A``.
         gaussian: The Gaussian prior; None takes :func:`differences_sigma`.
         white: How many times the smallest eigenvalue counts as absent from images.
+        limits: Lowest and highest value that y can have, see :mod:`flowmend.clipping`; None for
+            no limits.
 
     Returns:
         Shape (B,), at least the rounding of an 8-bit file, in y's precision.
@@ -61,7 +72,7 @@ def estimate_sigma(
             operator measures nothing.
     """
     if gaussian is None:
-        return differences_sigma(y, operator)
+        return differences_sigma(y, operator, limits)
     size, shape = gaussian.dimensions, gaussian.shape
     root = gaussian.whitening.unwhitening.detach().cpu()
     taken = _apply(operator, root.reshape(size, *shape))  # C^(1/2) A', (D, m)
@@ -70,18 +81,57 @@ def estimate_sigma(
     seen = (rows != 0).any(0)
     if not bool(seen.any()):
         raise FlowmendError("The operator makes nothing of any image: there is no noise to find.")
-    residual = y.detach().cpu().double() - operator.A(gaussian.mean.detach().cpu().double()[None])
-    residual = residual.flatten(1)
-    variances, energies = [], []
-    blocks = [block[seen[block]] for block in _blocks(tuple(y.shape[1:]))]
-    for block in filter(len, blocks):
+    centre = operator.A(gaussian.mean.detach().cpu().double()[None])
+    parts = []
+    for block in filter(len, (block[seen[block]] for block in _blocks(tuple(y.shape[1:])))):
         inside, identity = taken[:, block].double(), rows[:, block].double()
         covariance = inside.T @ inside - lost * (identity.T @ identity)
         values, vectors = torch.linalg.eigh(covariance)
-        variances.append(values.clamp_min(0.0))
-        energies.append((residual[:, block] @ vectors).square())
-    sigma = _likeliest_sigma(torch.cat(variances), torch.cat(energies, dim=1))
+        parts.append(_Block(block, values.clamp_min(0.0), vectors))
+    measured = y.detach().cpu().double()
+    contrast, sigma = _likeliest(parts, measured - centre)
+    if limits is not None and any(bool(mask.any()) for mask in at_limits(y, limits)):
+        clipped, generator = y.detach().cpu(), torch.Generator().manual_seed(0)
+        for _ in range(ROUNDS):
+            chance = torch.rand(1, *y.shape[1:], generator=generator, dtype=torch.float64)
+            mean, spread = _expected(parts, measured - centre, contrast, sigma)
+            measured = before_clipping(clipped, centre + mean, spread, limits, chance)
+            contrast, sigma = _likeliest(parts, measured - centre)
     return sigma.clamp_min(quantisation_sigma()).to(y)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Measurements at flat indices, and the eigenvalues and eigenvectors of their covariance."""
+
+    indices: Tensor
+    values: Tensor
+    vectors: Tensor
+
+
+def _likeliest(blocks: list[_Block], residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Contrast and sigma, (B,) each, of measurements less their mean (B, ...)."""
+    flat = residual.flatten(1)
+    energies = [(flat[:, block.indices] @ block.vectors).square() for block in blocks]
+    values = torch.cat([block.values for block in blocks])
+    return _likeliest_sigma(values, torch.cat(energies, dim=1))
+
+
+def _expected(
+    blocks: list[_Block], residual: Tensor, contrast: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the Gaussian makes of measurements less their mean (B, ...), and how far noisy ones
+    scatter about that, of the same shape."""
+    flat = residual.flatten(1)
+    mean, variance = torch.zeros_like(flat), torch.ones_like(flat)
+    noise = sigma.square()[:, None]
+    for block in blocks:
+        signal = contrast[:, None] * block.values
+        share = signal / (signal + noise)
+        found = (flat[:, block.indices] @ block.vectors) * share
+        mean[:, block.indices] = found @ block.vectors.T
+        variance[:, block.indices] = noise + (share * noise) @ block.vectors.T.square()
+    return mean.view_as(residual), variance.sqrt().view_as(residual)
 
 
 def _apply(operator: LinearOperator, images: Tensor) -> Tensor:
@@ -116,8 +166,8 @@ def _blocks(shape: tuple[int, ...]) -> list[Tensor]:
     return done
 
 
-def _likeliest_sigma(variances: Tensor, energies: Tensor) -> Tensor:
-    """The sigma, shape (B,), that maximises the likelihood of independent normal values.
+def _likeliest_sigma(variances: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+    """The s and sigma, (B,) each, that maximise the likelihood of independent normal values.
 
     Value k of image i has mean 0 and variance ``s_i variances[k] + sigma_i^2``. With the ratio
     ``rho = sigma^2 / s`` given, the best s is a mean; rho is found on a grid of steps of 7 percent
@@ -139,17 +189,19 @@ def _likeliest_sigma(variances: Tensor, energies: Tensor) -> Tensor:
     shift = torch.where(bend < 0, 0.5 * (left - right) / bend.clamp_max(-1e-300), 0.0)
     ratio = (grid[best[:, 0]] + shift.clamp(-1.0, 1.0) * (grid[1] - grid[0])).exp()
     contrast = (energies / (variances + ratio[:, None])).mean(1)
-    return (contrast * ratio).sqrt()
+    return contrast, (contrast * ratio).sqrt()
 
 
 @torch.no_grad()
-def differences_sigma(y: Tensor, operator: LinearOperator) -> Tensor:
+def differences_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = None) -> Tensor:
     """Standard deviation of the noise of pictures, from the finest diagonal differences.
 
     The median of ``|a - b - c + d| / 2`` over all squares of four neighbouring pixels, by what it
     is for a standard normal; no prior is needed. Valid for measurements that are pictures, with
     noise of their own in every pixel: denoise, deblur, inpaint (squares without a hidden pixel),
     colorize, upscale. The picture's own texture counts as noise where it is not blurred away.
+    Given limits, only squares whose mean keeps a standard deviation of the noise away from them
+    count, where there are enough.
 
     Source: Ideal spatial adaptation by wavelet shrinkage (Donoho and Johnstone, 1994),
     https://doi.org/10.1093/biomet/81.3.425
@@ -157,6 +209,7 @@ def differences_sigma(y: Tensor, operator: LinearOperator) -> Tensor:
     Args:
         y: Measurements (B, C, H, W).
         operator: Anything with ``A``; without a ``shape`` no pixel counts as hidden.
+        limits: See :func:`estimate_sigma`.
 
     Returns:
         Shape (B,), at least the rounding of an 8-bit file.
@@ -180,5 +233,15 @@ def differences_sigma(y: Tensor, operator: LinearOperator) -> Tensor:
             "the prior: give sigma."
         )
     difference = 0.5 * (y[..., :-1, :-1] - y[..., :-1, 1:] - y[..., 1:, :-1] + y[..., 1:, 1:])
-    sigma = difference[:, known].abs().median(1).values / NORMAL_QUARTILE
+    size = difference[:, known].abs()
+    sigma = size.median(1).values / NORMAL_QUARTILE
+    if limits is not None and any(bool(mask.any()) for mask in at_limits(y, limits)):
+        low, high = (torch.as_tensor(limit).to(y) for limit in limits)
+        room = [functional.avg_pool2d(away, 2, 1)[:, known] for away in (y - low, high - y)]
+        room = torch.minimum(*room)
+        for _ in range(ROUNDS):
+            inside = room > CLEAR * sigma[:, None]
+            enough = inside.sum(1) >= FEWEST_DIFFERENCES
+            found = torch.where(inside, size, torch.nan).nanmedian(1).values / NORMAL_QUARTILE
+            sigma = torch.where(enough, found, sigma)
     return sigma.clamp_min(quantisation_sigma())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import baselines
+from .clipping import Limits
 from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .inference import Request, infer
@@ -71,6 +72,7 @@ def solve(
     observe: Observe | None = None,
     data_term: DataTerm | None = None,
     samples: int = 8,
+    limits: Limits | None = None,
 ) -> Solution:
     """Restores images from linear measurements y = A x + noise.
 
@@ -100,6 +102,9 @@ def solve(
             and ``posterior``; None is Gaussian noise of ``sigma``. ``sigma`` still scales their
             coordinates.
         samples: Draws to return, for ``posterior``.
+        limits: Lowest and highest value that y can have, for ``fast-map``, ``posterior`` and
+            ``splitting``: what lies there was noisier, and is taken for what it was before (see
+            :func:`~flowmend.clipping.before_clipping`). None has no limits.
 
     Returns:
         The solution; image i of it never depends on measurement j.
@@ -138,6 +143,7 @@ def solve(
             precision,
             memory,
             data_term,
+            limits,
             samples,
             generator,
             progress,

@@ -35,6 +35,7 @@ LAYERS = (
         "operators",
         "decimation",
         "noise",
+        "clipping",
         "objective",
         "coordinates",
         "kernels",

@@ -28,6 +28,8 @@ CROPS = {
     "relative": True,
 }
 """How photographs are learnt: mostly as pictures with a little noise all over."""
+WHOLE = {"focused": 0.5, "relative": True}
+"""How images of one size are learnt: restored in every way, the flow being one way of several."""
 
 
 def train_continuous(
@@ -75,7 +77,7 @@ def train_continuous(
     if wanted.get("minutes") and "epochs" not in wanted:
         wanted = wanted | {"epochs": UNLIMITED}
     wanted = {"muon": True} | wanted
-    recipe = MatchingRecipe(**(wanted if config.size else CROPS | wanted))
+    recipe = MatchingRecipe(**((WHOLE if config.size else CROPS) | wanted))
     load = load_folder if config.size else load_photographs
     images, validation = read_folders(
         lambda path, progress: load(path, config, progress), folder, val, seed
