@@ -5,12 +5,21 @@ from torch import Tensor
 
 from .pixels import path_time
 
-__all__ = ["MIXED", "generator_at", "mirrored", "random_crop", "stratified_times", "time_maps"]
+__all__ = [
+    "MIXED",
+    "SURE",
+    "generator_at",
+    "mirrored",
+    "random_crop",
+    "stratified_times",
+    "time_maps",
+]
 
 MIXED = 2.0 / 3.0
 """Share of the images whose values have times of several kinds, unless a recipe says so."""
-SURE = 0.8
-"""How often what is known is known exactly, and how often the rest is not known at all."""
+SURE = 0.6
+"""How often, of images with times of several kinds, what is known is known exactly; and how often
+of the rest nothing is."""
 USUAL_NOISE, NOISE_SPREAD = 0.08, 1.0
 """Median of the noise that restoring photographs meets, on the [0, 1] scale, and the standard
 deviation of its logarithm."""
@@ -54,6 +63,7 @@ def time_maps(
     generator: torch.Generator,
     mixed: float = MIXED,
     focused: float = 0.0,
+    sure: float = SURE,
 ) -> Tensor:
     """Times of every value of images (B, C, H, W), in the colour coordinates of a network.
 
@@ -71,6 +81,7 @@ def time_maps(
         generator: Source of all that is random.
         mixed: Share of the images with times of several kinds.
         focused: Share of the single times where noise is about the usual.
+        sure: How often what is known is known exactly; and how often of the rest nothing is.
     """
     batch = shape[0]
 
@@ -82,8 +93,8 @@ def time_maps(
     times = torch.where(chances().flatten() < focused, usual, places)
     even = times.view(-1, 1, 1, 1).expand(shape)
     known = _known_values(shape, generator)
-    high = torch.where(chances() < SURE, 1.0, path_time(0.002 * 150.0 ** chances()))
-    low = torch.where(chances() < SURE, 0.0, chances() * high)
+    high = torch.where(chances() < sure, 1.0, path_time(0.002 * 150.0 ** chances()))
+    low = torch.where(chances() < sure, 0.0, chances() * high)
     some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
     mixed = (chances() < mixed) & some.view(-1, 1, 1, 1)
     return torch.where(mixed, torch.where(known, high, low), even).contiguous()

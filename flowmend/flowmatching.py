@@ -113,7 +113,8 @@ class MatchingRun(TrainingRun):
         if first is not None:
             velocity.load_state_dict(_first_weights(first, velocity))
         prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
-        self.bank = HintBank(velocity.gaussian, seed) if config.informed else None
+        self.shares = recipe.mixed, recipe.focused, recipe.sure
+        self.bank = HintBank(velocity.gaussian, seed, *self.shares) if config.informed else None
         self._begin(prior.to(self.device))
 
     def _fit_stationary(self) -> StationaryGaussian:
@@ -172,11 +173,10 @@ class MatchingRun(TrainingRun):
         levels = mirrored(levels, noise) if self.recipe.flip else levels
         x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
         start = torch.randn(x.shape, generator=noise).to(self.device)
-        shares = self.recipe.mixed, self.recipe.focused
         if self.bank is None:
-            t, hints = time_maps(tuple(x.shape), noise, *shares), None
+            t, hints = time_maps(tuple(x.shape), noise, *self.shares), None
         else:
-            t, hints = self.bank.draw(len(x), self.step, noise, *shares)
+            t, hints = self.bank.draw(len(x), self.step, noise)
         x, t = x.to(self.device), t.to(self.device)
         with self._autocast():
             loss = matching_loss(self.prior.velocity, x, t, start, hints)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .chance import MIXED, generator_at, time_maps
+from .chance import MIXED, SURE, generator_at, time_maps
 from .flow import GaussianVelocity
 
 __all__ = ["HintBank"]
@@ -23,10 +23,22 @@ class HintBank:
     Args:
         gaussian: The Gaussian.
         seed: Seed of the run.
+        mixed: Share of the images with times of several kinds, here and below as
+            :func:`flowmend.chance.time_maps` has it.
+        focused: Share of the single times where noise is about the usual.
+        sure: How often a map says that values are known exactly, or not at all.
     """
 
-    def __init__(self, gaussian: GaussianVelocity, seed: int) -> None:
+    def __init__(
+        self,
+        gaussian: GaussianVelocity,
+        seed: int,
+        mixed: float = MIXED,
+        focused: float = 0.0,
+        sure: float = SURE,
+    ) -> None:
         self.gaussian, self.seed = gaussian, seed
+        self.mixed, self.focused, self.sure = mixed, focused, sure
         self._maps: dict[int, tuple[Tensor, Tensor]] = {}
 
     def prepare(self, step: int) -> list[tuple[Tensor, Tensor]]:
@@ -44,24 +56,17 @@ class HintBank:
         """A map that is not even."""
         generator = generator_at(self.seed, 8, number)
         while True:
-            for times in time_maps((16, *self.gaussian.mean.shape), generator):
+            for times in time_maps((16, *self.gaussian.mean.shape), generator, sure=self.sure):
                 if float(times.min()) < float(times.max()):
                     return times
 
-    def draw(
-        self,
-        count: int,
-        step: int,
-        generator: torch.Generator,
-        mixed: float = MIXED,
-        focused: float = 0.0,
-    ) -> tuple[Tensor, "Hints"]:
+    def draw(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, "Hints"]:
         """Times (B, C, H, W) as :func:`flowmend.chance.time_maps`, the mixed ones of the window.
 
         Returns the times and what gives the Gaussian's velocities of points at them.
         """
         maps = self.prepare(step)
-        times = time_maps((count, *self.gaussian.mean.shape), generator, mixed, focused)
+        times = time_maps((count, *self.gaussian.mean.shape), generator, self.mixed, self.focused)
         flat = times.flatten(1)
         even = flat.amin(1) == flat.amax(1)
         which = torch.randint(len(maps), (count,), generator=generator)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .chance import MIXED
+from .chance import MIXED, SURE
 from .errors import FlowmendError
 from .muon import Muon
 
@@ -121,6 +121,8 @@ class MatchingRecipe(Recipe):
             :func:`flowmend.chance.time_maps`.
         focused: Share of the single times where noise is what restoring photographs meets,
             likewise.
+        sure: How often, of times of several kinds, values are known exactly and others not at
+            all, likewise.
         relative: Whether the logarithm of an image's loss is minimised, so that all noise levels,
             and smooth and busy images, count alike.
         muon: Whether :class:`~flowmend.muon.Muon` is the optimiser, and not AdamW alone.
@@ -138,6 +140,7 @@ class MatchingRecipe(Recipe):
     minutes: float = 0.0
     mixed: float = MIXED
     focused: float = 0.0
+    sure: float = SURE
     relative: bool = False
     muon: bool = False
 
@@ -149,6 +152,8 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The share of mixed times must lie between 0 and 1.")
         if not 0 <= self.focused <= 1:
             raise FlowmendError("The share of times about the usual noise is one of 0 to 1.")
+        if not 0 <= self.sure <= 1:
+            raise FlowmendError("The share of values that are known exactly is one of 0 to 1.")
 
     def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """AdamW or Muon for a module's parameters, on their device."""

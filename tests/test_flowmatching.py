@@ -209,6 +209,8 @@ def test_times_of_values_are_even_or_of_two_kinds(channels):
     assert float((high[~even] == 1.0).double().mean()) == pytest.approx(0.6, abs=0.05)
     assert float((low[~even] == 0.0).double().mean()) == pytest.approx(0.6, abs=0.05)
     assert torch.equal(t, time_maps((2000, channels, 8, 12), source()))
+    sure = time_maps((2000, channels, 8, 12), source(), sure=1.0).flatten(1)
+    assert set(sure[kinds > 1].unique().tolist()) == {0.0, 1.0}
     if channels == 3:
         grey = (t[:, :1] > t[:, 1:]).flatten(1).all(1)
         assert 0.03 < float(grey.double().mean()) < 0.3
@@ -228,13 +230,14 @@ def test_focused_times_have_the_noise_of_photographs():
 def test_a_relative_loss_weighs_all_images_alike(tmp_path, monkeypatch):
     losses = torch.tensor([0.25, 4.0, 0.0])
     monkeypatch.setattr(flowmatching, "matching_loss", lambda *arguments: leaf)
-    for relative, wanted in ((False, [1.0, 1.0, 1.0]), (True, [4.0, 0.25, 0.0])):
+    floored = 1.0 / (losses + flowmatching.LEAST_LOSS)
+    for relative, wanted in ((False, torch.ones(3)), (True, floored)):
         leaf = losses.clone().requires_grad_()
         run = run_in(tmp_path, "crops", dataclasses.replace(RECIPE, relative=relative))
         loss = run.loss(torch.arange(3), source())
         loss.backward()
         assert bool(torch.isfinite(loss))
-        torch.testing.assert_close(3.0 * leaf.grad, torch.tensor(wanted))
+        torch.testing.assert_close(3.0 * leaf.grad, wanted)
 
 
 def test_crops_come_from_everywhere():
