@@ -90,7 +90,7 @@ class Conditioner(nn.Module):
         else:
             h = self._shuffled(convolution, h, shuffle)
             h = (h + shift.to(h.dtype)) * gain.to(h.dtype)
-        return functional.relu(h)
+        return functional.relu(h, inplace=True)
 
     def _shuffled(self, convolution: nn.Conv2d, h: Tensor, shuffle: int) -> Tensor:
         """``pixel_shuffle(convolution(h))`` on a small map: where it can be, a matrix product.
