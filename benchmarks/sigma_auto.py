@@ -34,9 +34,12 @@ TASKS: dict[str, tuple[str, dict]] = {
 }
 ESTIMATES = {
     "gaussian": "`estimate_sigma` with the prior's Gaussian, exact measurements (`.npy`)",
-    "8 bits": "`estimate_sigma` with the prior's Gaussian, 8-bit measurements (PNG): noise is "
-    "clipped at black and white, so that there is less of it than the σ that was added",
-    "differences": "`differences_sigma`, what a prior without a Gaussian falls back to",
+    "8 bits": "The same, 8-bit measurements (PNG): noise is clipped at black and white, and taken "
+    "for what it was before",
+    "8 bits as they are": "The same measurements, without the limits of a file: less noise is found "
+    "than the σ that was added",
+    "differences": "`differences_sigma`, what a prior without a Gaussian falls back to, 8-bit "
+    "measurements",
 }
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,11 +47,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def estimates(task: fm.tasks.Task, prior: fm.FlowPrior, y: torch.Tensor, white: float) -> dict:
     """Every estimate of the noise level of measurements, (B,) each, and CPU time of the first."""
     begun = time.process_time()
-    found = {"gaussian": estimate_sigma(y, task.operator, prior.gaussian, white)}
+    exact = estimate_sigma(y - task.offset, task.operator, prior.gaussian, white)
+    found = {"gaussian": exact}
     seconds = time.process_time() - begun
     if y.ndim == 4:
-        found["8 bits"] = estimate_sigma(round_to_bytes(y), task.operator, prior.gaussian, white)
-        found["differences"] = differences_sigma(y, task.operator)
+        file = round_to_bytes(y) - task.offset
+        limits = (0.0 - task.offset, 1.0 - task.offset)
+        settings = (file, task.operator, prior.gaussian, white)
+        found["8 bits"] = estimate_sigma(*settings, limits=limits)
+        found["8 bits as they are"] = estimate_sigma(*settings)
+        found["differences"] = differences_sigma(file, task.operator, limits)
     return {"found": found, "cpu_seconds": seconds}
 
 
