@@ -36,8 +36,8 @@ ESTIMATES = {
     "gaussian": "`estimate_sigma` with the prior's Gaussian, exact measurements (`.npy`)",
     "8 bits": "The same, 8-bit measurements (PNG): noise is clipped at black and white, and taken "
     "for what it was before",
-    "8 bits as they are": "The same measurements, without the limits of a file: less noise is found "
-    "than the σ that was added",
+    "8 bits as they are": "The same measurements, without the limits of a file: less noise is "
+    "found than the σ that was added",
     "differences": "`differences_sigma`, what a prior without a Gaussian falls back to, 8-bit "
     "measurements",
 }
