@@ -39,6 +39,7 @@ METHODS = (
     "likelihood lmmse",
     "fast-map",
     "posterior",
+    "splitting",
 )
 """Names of methods; a second word is the start, where it is not the method's own."""
 SHOWN = ("faces32", "faces32-continuous")
