@@ -1,11 +1,12 @@
 """What it costs to take a file's clipped noise for Gaussian, and what is won back.
 
-    python benchmarks/clipping.py celeba/test natural/test/cbsd68
+    python benchmarks/clipping.py celeba/test --prior faces32 --images 64
+    python benchmarks/clipping.py natural/test/cbsd68 --prior natural --images 17
 
-restores faces and photographs from measurements that were not clipped (arrays), from 8-bit files as
-they are, and from the same files with the limits of a file known, which is what `flowmend restore`
-does; noise beside them by BM3D. Results go to benchmarks/results/clipping.md and .json. No number
-is typed by hand.
+restores pictures from measurements that were not clipped (arrays), from 8-bit files as they are,
+and from the same files with the limits of a file known, which is what `flowmend restore` does;
+noise also by BM3D. Results go to benchmarks/results/clipping.md and .json, in place of those of
+the same prior. No number is typed by hand.
 """
 
 import argparse
@@ -79,13 +80,14 @@ def run(name: str, pictures: list[torch.Tensor], seed: int) -> list[dict]:
             "images": len(values["file"]),
             "clipped": sum(clipped) / len(clipped),
             "psnr": {way: mean_or_none(found) for way, found in values.items()},
+            "made_with": provenance(),
         }
         records.append(record)
         print(json.dumps(record, ensure_ascii=False), flush=True)
     return records
 
 
-def page(values: dict) -> str:
+def page(all_records: list[dict]) -> str:
     """The Markdown page."""
     lines = [
         "# What clipped noise costs, and what is won back",
@@ -96,8 +98,8 @@ def page(values: dict) -> str:
         "is*: the same without knowing that they were clipped. *clipped*: share of the values at "
         "a limit.",
     ]
-    for name in dict.fromkeys(record["prior"] for record in values["records"]):
-        records = [record for record in values["records"] if record["prior"] == name]
+    for name in dict.fromkeys(record["prior"] for record in all_records):
+        records = [record for record in all_records if record["prior"] == name]
         lines += [
             "",
             f"## {name}, {records[0]['images']} pictures (sha256 "
@@ -112,31 +114,35 @@ def page(values: dict) -> str:
             gain = psnr["file"] - psnr["file as it is"]
             share = f"{100 * record['clipped']:.0f} %"
             lines.append(f"| {record['case']} | {share} | {' | '.join(cells)} | {gain:+.2f} |")
-    return "\n".join([*lines, "", told(values["made_with"])]) + "\n"
+        lines += ["", told(records[0]["made_with"])]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("faces", type=Path)
-    parser.add_argument("photographs", type=Path)
-    parser.add_argument("--priors", nargs="+", default=["faces32", "faces32-continuous"])
-    parser.add_argument("--images", type=int, default=64, help="faces")
-    parser.add_argument("--every", type=int, default=4, help="every so many photographs")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--prior", default="faces32")
+    parser.add_argument("--images", type=int, default=64, help="spread evenly over the folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    records = []
-    for name in arguments.priors:
-        images, _ = load_folder(arguments.faces, fm.load(name).config)
-        faces = from_bytes(images)[: arguments.images].split(32)
-        records += run(name, list(faces), arguments.seed)
-    paths = find_pictures([arguments.photographs])[:: arguments.every]
-    records += run("natural", [read_image(path)[None] for path in paths], arguments.seed)
-    values = {"seed": arguments.seed, "records": records, "made_with": provenance()}
+    config = fm.load(arguments.prior).config
+    if getattr(config, "size", True) is None:
+        paths = find_pictures([arguments.folder])
+        paths = paths[:: max(1, len(paths) // arguments.images)][: arguments.images]
+        pictures = [read_image(path)[None] for path in paths]
+    else:
+        faces = from_bytes(load_folder(arguments.folder, config)[0])
+        faces = faces[:: max(1, len(faces) // arguments.images)][: arguments.images]
+        pictures = list(faces.split(32))
+    path = arguments.out / "clipping.json"
+    known = json.loads(path.read_text()) if path.is_file() else []
+    kept = [record for record in known if record["prior"] != Path(arguments.prior).stem]
+    records = kept + run(arguments.prior, pictures, arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "clipping.json", values)
-    (arguments.out / "clipping.md").write_text(page(values))
+    write_json(path, records)
+    (arguments.out / "clipping.md").write_text(page(records))
 
 
 if __name__ == "__main__":
