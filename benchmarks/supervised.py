@@ -214,7 +214,6 @@ def compare(arguments: argparse.Namespace) -> None:
     for title, (name, options) in CASES.items():
         task = fm.make_task(name, SHAPE, **options)
         y = measurements(task, x, generator_at(arguments.seed, 8))
-        trained = title in TRAINED
         if net is None:
             values = {"supervised": earlier["supervised"][title]}
         else:
