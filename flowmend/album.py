@@ -14,29 +14,37 @@ from .tasks import TASKS, task_shape
 __all__ = ["restore_photographs", "usual_prior"]
 
 
-FACES, PHOTOGRAPHS = "faces32", "natural"
+FACES, COUPLING, PHOTOGRAPHS = "faces32-continuous", "faces32", "natural"
 FACE = (32, 32)
-"""Height and width of the images of :data:`FACES`."""
+"""Height and width of the images of :data:`FACES` and :data:`COUPLING`."""
+CONTINUOUS = ("splitting", "posterior", "lmmse", "pinv", "bm3d")
+"""Methods that a continuous prior serves at least as well as a coupling flow."""
 
 
-def usual_prior(items: list[Item], name: str, options: dict[str, object]) -> str:
+def usual_prior(
+    items: list[Item], name: str, options: dict[str, object], method: str | None = None
+) -> str:
     """The shipped prior for a task's measurements, by the size of their images.
 
-    ``faces32`` where all that can be read are of its size, or are no pictures; else ``natural``.
+    One of faces where all that can be read are of its size, or are no pictures:
+    ``faces32-continuous``, or ``faces32`` for a method that needs a coupling flow. Else
+    ``natural``.
 
     Args:
         items: From :func:`~flowmend.batch.find_items`.
         name: The task.
         options: Of :func:`~flowmend.tasks.make_task`.
+        method: The method, or None.
 
     Raises:
         FlowmendError: If the task is unknown.
     """
+    faces = FACES if method is None or method in CONTINUOUS else COUPLING
     if TASKS[name].image_shape is None:
-        return FACES
+        return faces
     sizes = {picture_size(item.input) for item in items} - {None}
     images = {task_shape(name, (3, *size), **options)[1:] for size in sizes}
-    return PHOTOGRAPHS if images - {FACE} else FACES
+    return PHOTOGRAPHS if images - {FACE} else faces
 
 
 def restore_photographs(

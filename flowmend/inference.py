@@ -177,18 +177,15 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
         )
     quick = prior.at_precision(request.precision)
     covariance = prior.stationary.to(next(prior.parameters()))
-    gaussian = None if patches else prior.gaussian
-    guidance = Guidance(
-        request.y.to(covariance.mean),
-        request.operator,
-        request.level,
-        covariance,
-        gaussian=gaussian and gaussian.posterior(request.operator, request.level),
-    )
+    y = request.y.to(covariance.mean)
+    guidance = Guidance(y, request.operator, request.level, covariance)
     rough = dataclasses.replace(guidance, tolerance=LOOSE)
-    y = _unclipped(request, guidance.y, lambda: rough.linear(LINEAR_NOISE))
+    y = _unclipped(request, y, lambda: rough.linear(LINEAR_NOISE))
     known, holes = _known(request, y, prior, covariance.mean)
-    guidance = dataclasses.replace(guidance, y=y, known=known)
+    gaussian = None
+    if not patches and (known is None or request.method.name == "posterior"):
+        gaussian = prior.gaussian and prior.gaussian.posterior(request.operator, request.level)
+    guidance = dataclasses.replace(guidance, y=y, known=known, gaussian=gaussian)
     settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
     if request.method.name == "splitting":
         path = None

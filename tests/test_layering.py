@@ -67,6 +67,7 @@ LAYERS = (
     ("batch", "paper", "photographs"),
     ("album",),
     ("cli",),
+    ("__main__",),
 )
 """A part may import parts of earlier lines only; inside a package its modules are free."""
 RANKS = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

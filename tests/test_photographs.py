@@ -312,17 +312,22 @@ def test_the_usual_prior_follows_the_size_of_the_images(tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"nothing")
 
-    def usual(folder, task="denoise", **options):
-        return usual_prior(find_items([tmp_path / folder], tmp_path / "out"), task, options)
+    def usual(folder, task="denoise", method=None, **options):
+        items = find_items([tmp_path / folder], tmp_path / "out")
+        return usual_prior(items, task, options, method)
 
-    assert usual("face") == "faces32"
+    assert usual("face") == "faces32-continuous"
+    for method in fm.METHODS:
+        coupling = method in ("fast-map", "likelihood", "map", "csgm", "glowip")
+        assert usual("face", method=method) == ("faces32" if coupling else "faces32-continuous")
     assert usual("half") == "natural"
-    assert usual("half", "upscale", scale=2) == "faces32"
+    assert usual("half", "upscale", scale=2) == "faces32-continuous"
     assert usual("face", "upscale") == "natural"
     assert usual("both") == "natural"
-    assert usual("list", "sense") == "faces32"
-    assert usual("arrays") == "faces32"
-    assert usual("bad") == "faces32"
+    assert usual("list", "sense") == "faces32-continuous"
+    assert usual("list", "sense", "likelihood") == "faces32"
+    assert usual("arrays") == "faces32-continuous"
+    assert usual("bad") == "faces32-continuous"
 
 
 @pytest.fixture

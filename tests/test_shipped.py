@@ -23,9 +23,10 @@ def prior():
     return fm.load("faces32")
 
 
-def test_package_ships_two_priors_of_bounded_size():
-    assert shipped_priors() == ["faces32", "natural"]
+def test_package_ships_three_priors_of_bounded_size():
+    assert shipped_priors() == ["faces32", "faces32-continuous", "natural"]
     assert find_weights("faces32").stat().st_size < 30_000_000
+    assert find_weights("faces32-continuous").stat().st_size < 30_000_000
     assert find_weights("natural").stat().st_size < 15_000_000
 
 

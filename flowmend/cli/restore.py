@@ -78,7 +78,8 @@ def restore(
         typer.Option(
             "--prior",
             "-p",
-            help=f"{o.PRIORS} Default: faces32 for images of 32 x 32 pixels, natural for others.",
+            help=f"{o.PRIORS} Default: faces32-continuous for images of 32 x 32 pixels, faces32 "
+            "if the method needs a coupling flow; natural for others.",
         ),
     ] = None,
     method: o.MethodName = None,
@@ -177,7 +178,7 @@ def restore(
         "pattern": pattern,
     }
     level = task_noise(task, **described)
-    prior = usual_prior(items, task, described) if prior is None else prior
+    prior = usual_prior(items, task, described, method) if prior is None else prior
     weights = load_prior(prior, target)
     if isinstance(weights, FlowPrior) and weights.config.patches:
         weights = PatchPrior(weights)
