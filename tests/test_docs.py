@@ -1,5 +1,6 @@
 """What the documentation shows works as printed."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,5 +48,8 @@ def test_demo_writes_its_pictures_and_table(tmp_path, capsys):
     assert (tmp_path / "demo" / "report.png").is_file()
     assert (tmp_path / "demo" / "denoise" / "collins.png").is_file()
     printed = capsys.readouterr().out
-    assert "2 steps a task" in printed
+    assert "one prior (faces32-continuous) for all tasks" in printed
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    steps = {entry["task"]: entry["steps"] for entry in results["tasks"]}
+    assert steps["deblur"] == 2
     assert "colorize" in printed
