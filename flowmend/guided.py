@@ -312,10 +312,11 @@ def splitting(
         guidance: The measurements.
         prior: Gives ``denoise``.
         evaluations: Evaluations of the network, one for each level.
-        holes: Where pixels are missing, what y shows of the others. The first evaluation then
+        holes: Where values are missing, what y shows of the others. The first evaluation then
             fills them, and takes the place of the Gaussian's mean.
-        noise: First and last level without such holes, on the [0, 1] scale; None begins at
-            :meth:`Guidance.first_level` and ends at the rounding of 8 bits.
+        noise: First and last level on the [0, 1] scale; None begins at
+            :meth:`Guidance.first_level` and ends at the rounding of 8 bits, or, with holes, takes
+            :data:`HOLES_NOISE`.
         progress: Called with (evaluation, evaluations, what).
         observe: Called with (level, estimate) after each level, the levels numbered from 0.
     """
@@ -325,7 +326,7 @@ def splitting(
         path, x = levels(evaluations, most, least), guidance.linear(LINEAR_NOISE)
     else:
         rest = 0 if guidance.known is not None else evaluations - 1
-        path, x = [0.0, *levels(rest, *HOLES_NOISE)], guidance.y
+        path, x = [0.0, *levels(rest, *(noise or HOLES_NOISE))], guidance.y
     for index, level in enumerate(path):
         if index == 0 and known is not None:
             x = known.mean(prior)

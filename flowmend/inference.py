@@ -28,6 +28,9 @@ EVALUATIONS, DRAWS = 10, 16
 """Evaluations of a continuous flow's network for each draw, and draws to average at least."""
 EVALUATIONS_OF_HOLES = 30
 """Evaluations by which pixels that are missing are filled from around them."""
+EVALUATIONS_OF_EXACT, EXACT_NOISE = 4, (0.05, 0.01)
+"""Evaluations where the network knows whole images and what is known is exact: one finds the rest,
+the others, from the first of these levels to the last, mend it. Chosen on validation faces."""
 PATCH_NOISE, LEAST_OF_HOLES = (0.2, 0.004), 0.02
 """First and last level of splitting with a flow of patches; the last where pixels are missing."""
 
@@ -181,63 +184,86 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     guidance = Guidance(y, request.operator, request.level, covariance)
     rough = dataclasses.replace(guidance, tolerance=LOOSE)
     y = _unclipped(request, y, lambda: rough.linear(LINEAR_NOISE))
-    known, holes = _known(request, y, prior, covariance.mean)
+    plan = _plan(request, y, prior, covariance.mean)
     gaussian = None
-    if not patches and (known is None or request.method.name == "posterior"):
-        gaussian = prior.gaussian and prior.gaussian.posterior(request.operator, request.level)
-    guidance = dataclasses.replace(guidance, y=y, known=known, gaussian=gaussian)
-    settings = {"steps": EVALUATIONS if request.steps is None else request.steps}
+    if plan.dense and not patches and prior.gaussian is not None:
+        gaussian = prior.gaussian.posterior(request.operator, request.level)
+    guidance = dataclasses.replace(guidance, y=y, known=plan.known, gaussian=gaussian)
+    settings = {"steps": plan.steps}
+    instead = covariance.mean.expand(len(y), *covariance.shape)
     if request.method.name == "splitting":
-        path = None
-        if patches:
-            path = PATCH_NOISE if holes is None else (PATCH_NOISE[0], LEAST_OF_HOLES)
-        if known is not None:
-            settings["steps"] = 1
-        elif holes is not None and request.steps is None:
-            settings["steps"] = EVALUATIONS_OF_HOLES
         x = splitting(
             guidance,
             quick,
-            evaluations=settings["steps"],
-            holes=None if patches else holes,
-            noise=path,
+            evaluations=plan.steps,
+            holes=plan.holes,
+            noise=plan.noise,
             progress=request.progress,
             observe=request.observe,
         )
         finite = torch.isfinite(x).flatten(1).all(1).tolist()
         status = ["finished" if fine else UNFINISHED for fine in finite]
-        instead = covariance.mean.expand_as(x)
         return _solution(request, x, instead, {}, status, settings, None, None)
     found = posterior(
         guidance,
         quick,
-        evaluations=settings["steps"],
+        evaluations=plan.steps,
         draws=max(DRAWS, request.samples),
         generator=request.generator,
         progress=request.progress,
         observe=request.observe,
     )
-    mean = covariance.mean.expand_as(found.x)
     samples = found.samples[: request.samples]
     return _solution(
-        request, found.x, mean, found.trace, found.status, settings, found.std, samples
+        request, found.x, instead, found.trace, found.status, settings, found.std, samples
     )
 
 
-def _known(
-    request: Request, y: Tensor, prior: ContinuousPrior | PatchPrior, like: Tensor
-) -> tuple[Known | None, Known | None]:
-    """What the measurements show of single coordinates: first where the network can use it at
-    once, else where pixels are missing, which have to be filled.
+@dataclass(frozen=True)
+class _Plan:
+    """How a denoiser is to restore measurements.
+
+    Args:
+        steps: Evaluations of the network.
+        known: What the measurements show of single coordinates, where the network can use it at
+            once.
+        holes: The same where the first evaluation fills what is missing and the others mend it.
+        noise: First and last level of splitting; None takes its own.
+        dense: Whether a Gaussian with a dense covariance helps, where there is one.
+    """
+
+    steps: int
+    known: Known | None = None
+    holes: Known | None = None
+    noise: tuple[float, float] | None = None
+    dense: bool = False
+
+
+def _plan(request: Request, y: Tensor, prior: ContinuousPrior | PatchPrior, like: Tensor) -> _Plan:
+    """How to restore measurements y (B, ...) that are no more clipped.
 
     A network of whole images knows what lies in a hole; one of crops hardly does, and one of
     patches only knows one noise level. They fill holes from around them, step by step.
     """
     known = known_coordinates(y, request.operator, request.level, like)
-    if known is None:
-        return None, None
+    draws = request.method.name == "posterior"
+
+    def steps(usual: int) -> int:
+        return usual if request.steps is None else request.steps
+
     if isinstance(prior, PatchPrior):
-        return (known if known.even else None), (known if known.holes else None)
-    if prior.config.size is None and known.holes:
-        return None, known
-    return known, None
+        if known is not None and known.even:
+            return _Plan(1, known)
+        if known is not None and known.holes:
+            return _Plan(steps(EVALUATIONS_OF_HOLES), noise=(PATCH_NOISE[0], LEAST_OF_HOLES))
+        return _Plan(steps(EVALUATIONS), noise=PATCH_NOISE)
+    if known is None:
+        return _Plan(steps(EVALUATIONS), dense=True)
+    whole = prior.config.size is not None
+    if known.holes and not whole:
+        return _Plan(steps(EVALUATIONS if draws else EVALUATIONS_OF_HOLES), holes=known)
+    if draws:
+        return _Plan(steps(EVALUATIONS), known, dense=True)
+    if whole and not known.even and request.level < EXACT_NOISE[1]:
+        return _Plan(steps(EVALUATIONS_OF_EXACT), holes=known, noise=EXACT_NOISE)
+    return _Plan(1, known)

@@ -412,22 +412,30 @@ def test_a_continuous_prior_restores_through_the_same_call():
         fm.restore(y, task, bare)
 
 
-@pytest.mark.parametrize(("size", "evaluations"), [((8, 8), 1), (None, 30)])
-def test_only_a_network_of_whole_images_fills_holes_at_once(size, evaluations):
+@pytest.mark.parametrize(
+    ("size", "exact", "noisy", "grey"), [((8, 8), 4, 1, 4), (None, 30, 30, 1)]
+)
+def test_only_a_network_of_whole_images_fills_holes_at_once(size, exact, noisy, grey):
+    """What is known exactly it mends in three more evaluations, unless one is asked for."""
     config = fm.VelocityConfig(widths=(8, 8), blocks=(1, 1), size=size, crop=16)
     x = smooth_images(40, 3, 8, 8).float()
     stationary = StationaryGaussian.fit([x])
     prior = fm.ContinuousPrior(fm.build_velocity(config, 0), (3, 8, 8), stationary=stationary)
     for name, options, wanted in (
-        ("inpaint", {"mask": "center:0.3"}, evaluations),
+        ("inpaint", {"mask": "center:0.3"}, exact),
+        ("inpaint", {"mask": "center:0.3", "sigma": 0.05}, noisy),
         ("denoise", {"sigma": 0.1}, 1),
-        ("colorize", {}, 1),
+        ("colorize", {}, grey),
+        ("colorize", {"sigma": 0.05}, 1),
     ):
         task, seen = fm.make_task(name, (3, 8, 8), **options), []
         y = task.measure(x[:1], torch.Generator().manual_seed(0))
         watch = {"observe": lambda level, x, seen=seen: seen.append(level)}
-        fm.solve(y, task.operator, prior, sigma=task.sigma, **watch)
-        assert len(seen) == wanted, name
+        found = fm.solve(y, task.operator, prior, sigma=task.sigma, **watch)
+        assert len(seen) == wanted == found.settings["steps"], name
+    once = fm.solve(y, task.operator, prior, sigma=0.0, steps=1)
+    known = known_coordinates(y, task.operator, quantisation_sigma(), x[0])
+    assert torch.allclose(once.x, known.mean(prior).clamp(0.0, 1.0), atol=1e-5)
 
 
 def test_a_network_of_crops_averages_draws_of_what_is_missing():
