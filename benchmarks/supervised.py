@@ -324,7 +324,7 @@ def main() -> None:
     judge.add_argument(
         "--priors",
         nargs="+",
-        default=["faces32", str(ROOT / "weights" / "faces32-continuous.safetensors")],
+        default=["faces32", "faces32-continuous"],
     )
     judge.add_argument("--methods", nargs="+", default=["fast-map", "splitting"])
     judge.add_argument("--images", type=int, default=192)
