@@ -5,12 +5,13 @@
 
 restores pictures from measurements that were not clipped (arrays), from 8-bit files as they are,
 and from the same files with the limits of a file known, which is what `flowmend restore` does;
-noise also by BM3D. Results go to benchmarks/results/clipping.md and .json, in place of those of
-the same prior. No number is typed by hand.
+noise also by BM3D. Results go to benchmarks/results/clipping.md and .json, each case in place of
+that of the same prior. No number is typed by hand.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -58,10 +59,11 @@ def restored(
     return fm.solve(file, task.operator, prior, method="bm3d", sigma=task.sigma).x
 
 
-def run(name: str, pictures: list[torch.Tensor], seed: int) -> list[dict]:
+def run(name: str, pictures: list[torch.Tensor], cases: list[str], seed: int) -> Iterator[dict]:
     """A record for each case of one prior: mean PSNR of every way; pictures (B, C, H, W)."""
-    prior, records = fm.load(name), []
-    for title, (task_name, options) in CASES.items():
+    prior = fm.load(name)
+    for title in cases:
+        task_name, options = CASES[title]
         values: dict[str, list[float]] = {}
         clipped = []
         for index, x in enumerate(pictures):
@@ -82,9 +84,8 @@ def run(name: str, pictures: list[torch.Tensor], seed: int) -> list[dict]:
             "psnr": {way: mean_or_none(found) for way, found in values.items()},
             "made_with": provenance(),
         }
-        records.append(record)
         print(json.dumps(record, ensure_ascii=False), flush=True)
-    return records
+        yield record
 
 
 def page(all_records: list[dict]) -> str:
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prior", default="faces32")
     parser.add_argument("--images", type=int, default=64, help="spread evenly over the folder")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
@@ -137,12 +139,13 @@ def main() -> None:
         faces = faces[:: max(1, len(faces) // arguments.images)][: arguments.images]
         pictures = list(faces.split(32))
     path = arguments.out / "clipping.json"
-    known = json.loads(path.read_text()) if path.is_file() else []
-    kept = [record for record in known if record["prior"] != Path(arguments.prior).stem]
-    records = kept + run(arguments.prior, pictures, arguments.seed)
+    records = json.loads(path.read_text()) if path.is_file() else []
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, records)
-    (arguments.out / "clipping.md").write_text(page(records))
+    for record in run(arguments.prior, pictures, arguments.cases, arguments.seed):
+        place = (record["prior"], record["case"])
+        records = [r for r in records if (r["prior"], r["case"]) != place] + [record]
+        write_json(path, records)
+        (arguments.out / "clipping.md").write_text(page(records))
 
 
 if __name__ == "__main__":
