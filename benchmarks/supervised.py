@@ -294,9 +294,8 @@ def page(result: dict) -> str:
         "",
         f"Within {NEAR} dB of the trained network, or above it: {', '.join(near) or 'nowhere'}; "
         f"farther below: {', '.join(far) or 'nowhere'}. Above it where it was not trained: "
-        f"{', '.join(above) or 'nowhere'}. Where a continuous prior restores noise, holes or "
-        "colours, its inference is exact (one evaluation of E[x | y]) but for the clipping of "
-        "8-bit files, which it mends: what it lacks is mostly the prior's.",
+        f"{', '.join(above) or 'nowhere'}. The priors were trained for longer than the network "
+        "([weights](../../weights/README.md)).",
         "",
         told(result["made_with"]),
         "",
