@@ -7,11 +7,12 @@ Both have the architecture of the paper with random weights and take turns. As r
 author's step differentiates the weights too; frozen, only the latents. FLOPs of a decode are
 counted by PyTorch; the rate of a matrix product is measured beside it. What the author's files
 import and the network does not use is replaced by empty modules where it is missing. Results go to
-benchmarks/results/against_author.json and .md.
+benchmarks/results/against_author.json and .md, in place of those of the same kind of machine.
 """
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
 import time
@@ -131,14 +132,26 @@ def measure(timed: Timed, repeats: int) -> dict[str, dict[str, float]]:
     }
 
 
-def page(result: dict) -> str:
-    """The results in Markdown."""
-    seconds = {name: value["median"] for name, value in result["seconds"].items()}
+def page(results: list[dict]) -> str:
+    """The results in Markdown, a section for each kind of machine."""
     lines = [
         "# Speed beside the author's code",
         "",
-        "Written by `benchmarks/against_author.py`; do not edit. Architecture of the paper, batch "
-        f"{result['batch']}, {result['threads']} thread(s), medians of {result['repeats']} turns.",
+        "Written by `benchmarks/against_author.py`; do not edit. Architecture of the paper; the "
+        "last run on each kind of machine. Ratios differ between processors.",
+    ]
+    for result in results:
+        lines += ["", *section(result)]
+    return "\n".join(lines) + "\n"
+
+
+def section(result: dict) -> list[str]:
+    """The lines of one kind of machine."""
+    seconds = {name: value["median"] for name, value in result["seconds"].items()}
+    lines = [
+        f"## {result['made_with']['device']}",
+        "",
+        f"Batch {result['batch']}, medians of {result['repeats']} turns.",
         "",
         "| | ms | least to most |",
         "|---|---:|---:|",
@@ -166,7 +179,7 @@ def page(result: dict) -> str:
             f"GFLOP/s, {100 * share:.0f} % of the {rate['product']:.0f} of a matrix product of "
             f"side {MATRIX}{wanted}."
         )
-    return "\n".join([*lines, "", told(result["made_with"])]) + "\n"
+    return [*lines, "", told(result["made_with"])]
 
 
 def main() -> None:
@@ -210,9 +223,13 @@ def main() -> None:
         "rates": rates,
         "made_with": provenance(),
     }
-    write_json(arguments.out / "against_author.json", result)
-    (arguments.out / "against_author.md").write_text(page(result))
-    print(page(result))
+    path = arguments.out / "against_author.json"
+    known = json.loads(path.read_text()) if path.is_file() else []
+    device = result["made_with"]["device"]
+    results = [r for r in known if r["made_with"]["device"] != device] + [result]
+    write_json(path, results)
+    (arguments.out / "against_author.md").write_text(page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":
