@@ -27,8 +27,8 @@ def usual_prior(
     """The shipped prior for a task's measurements, by the size of their images.
 
     One of faces where all that can be read are of its size, or are no pictures:
-    ``faces32-continuous``, or ``faces32`` for a method that needs a coupling flow. Else
-    ``natural``.
+    ``faces32-continuous``, or ``faces32`` for a method that needs a coupling flow and for random
+    measurements, of which ``fast-map`` makes more. Else ``natural``.
 
     Args:
         items: From :func:`~flowmend.batch.find_items`.
@@ -41,7 +41,7 @@ def usual_prior(
     """
     faces = FACES if method is None or method in CONTINUOUS else COUPLING
     if TASKS[name].image_shape is None:
-        return faces
+        return COUPLING if method is None else faces
     sizes = {picture_size(item.input) for item in items} - {None}
     images = {task_shape(name, (3, *size), **options)[1:] for size in sizes}
     return PHOTOGRAPHS if images - {FACE} else faces

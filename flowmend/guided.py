@@ -58,9 +58,9 @@ LINEAR_NOISE = 0.3
 LOOSE = 1e-2
 """Tolerance of the systems of splitting: each begins at an estimate that the next one mends."""
 UNFINISHED = "not finite: no image was found"
-DOUBT, DOUBTS = 5.0, 32
+DOUBT, DOUBTS = 2.0, 32
 """The first level of splitting as a multiple of the error that a dense Gaussian expects of where
-it starts, found from so many draws."""
+it starts, found from so many draws. Chosen on validation faces."""
 RISE, MOST_RISE = 150.0, 0.5
 """The same where the stationary one expects it: a multiple of its square, and the largest level.
 What a blur leaves is larger than what a mosaic leaves, and less like noise. Chosen on training

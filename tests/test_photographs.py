@@ -324,8 +324,9 @@ def test_the_usual_prior_follows_the_size_of_the_images(tmp_path):
     assert usual("half", "upscale", scale=2) == "faces32-continuous"
     assert usual("face", "upscale") == "natural"
     assert usual("both") == "natural"
-    assert usual("list", "sense") == "faces32-continuous"
+    assert usual("list", "sense") == "faces32"
     assert usual("list", "sense", "likelihood") == "faces32"
+    assert usual("list", "sense", "splitting") == "faces32-continuous"
     assert usual("arrays") == "faces32-continuous"
     assert usual("bad") == "faces32-continuous"
 

@@ -79,7 +79,7 @@ def restore(
             "--prior",
             "-p",
             help=f"{o.PRIORS} Default: faces32-continuous for images of 32 x 32 pixels, faces32 "
-            "if the method needs a coupling flow; natural for others.",
+            "for sense and where the method needs a coupling flow; natural for others.",
         ),
     ] = None,
     method: o.MethodName = None,
