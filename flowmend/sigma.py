@@ -235,13 +235,17 @@ def differences_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None
     difference = 0.5 * (y[..., :-1, :-1] - y[..., :-1, 1:] - y[..., 1:, :-1] + y[..., 1:, 1:])
     size = difference[:, known].abs()
     sigma = size.median(1).values / NORMAL_QUARTILE
-    if limits is not None and any(bool(mask.any()) for mask in at_limits(y, limits)):
+    if limits is None:
+        return sigma.clamp_min(quantisation_sigma())
+    below, above = at_limits(y, limits)
+    clipped = (below | above).flatten(1).any(1)
+    if bool(clipped.any()):
         low, high = (torch.as_tensor(limit).to(y) for limit in limits)
         room = [functional.avg_pool2d(away, 2, 1)[:, known] for away in (y - low, high - y)]
         room = torch.minimum(*room)
         for _ in range(ROUNDS):
             inside = room > CLEAR * sigma[:, None]
-            enough = inside.sum(1) >= FEWEST_DIFFERENCES
+            enough = clipped & (inside.sum(1) >= FEWEST_DIFFERENCES)
             found = torch.where(inside, size, torch.nan).nanmedian(1).values / NORMAL_QUARTILE
             sigma = torch.where(enough, found, sigma)
     return sigma.clamp_min(quantisation_sigma())

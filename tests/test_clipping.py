@@ -174,6 +174,11 @@ def test_without_a_gaussian_too():
     assert float(differences_sigma(y, operator)) < 0.93 * sigma
     found = float(differences_sigma(y, operator, LIMITS))
     assert found == pytest.approx(sigma, rel=0.05)
+    # an image that was not clipped is judged as if it were alone
+    grey = round_to_bytes(0.5 + 0.02 * (make_noise(sigma=1.0).corrupt(x, seeded()) - x))
+    both = differences_sigma(torch.cat([grey, y]), operator, LIMITS)
+    assert torch.equal(both[:1], differences_sigma(grey, operator, LIMITS))
+    assert torch.equal(both[:1], differences_sigma(grey, operator))
     unclipped = make_noise(sigma=sigma).corrupt(x, seeded())
     assert float(differences_sigma(unclipped, operator, LIMITS)) == float(
         differences_sigma(unclipped, operator)
