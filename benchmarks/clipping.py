@@ -115,7 +115,8 @@ def page(all_records: list[dict]) -> str:
             gain = psnr["file"] - psnr["file as it is"]
             share = f"{100 * record['clipped']:.0f} %"
             lines.append(f"| {record['case']} | {share} | {' | '.join(cells)} | {gain:+.2f} |")
-        lines += ["", told(records[0]["made_with"])]
+        for made in dict.fromkeys(told(record["made_with"]) for record in records):
+            lines += ["", made]
     return "\n".join(lines) + "\n"
 
 
