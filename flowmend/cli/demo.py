@@ -40,7 +40,7 @@ def demo(
     seed: o.Seed = 0,
     device: o.Device = "auto",
 ) -> None:
-    """Restore eight bundled public-domain faces on the paper's four tasks, in seconds.
+    """Restore eight bundled public-domain faces on the paper's four tasks, in half a minute.
 
     Writes OUT/report.png, a picture of every face and task, and OUT/results.json.
 
