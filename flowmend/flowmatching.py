@@ -15,7 +15,8 @@ from .checkpoint import open_folder
 from .continuous import ContinuousPrior
 from .data import middle_crop
 from .errors import FlowmendError
-from .flow import VelocityConfig, VelocityNet, build_velocity
+from .flow import VelocityConfig, build_velocity
+from .growth import grow
 from .hints import HintBank
 from .matching_loss import held_out_loss, held_out_psnr, matching_loss
 from .pixels import dequantise, from_bytes
@@ -38,22 +39,6 @@ hole of one pixel that was guessed well."""
 SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 32, 2**16
 SCORED_PIXELS = 2**14
 """Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
-
-
-def _first_weights(first: ContinuousPrior, velocity: VelocityNet) -> dict[str, Tensor]:
-    """The weights of a prior for a new network; what an informed one has more begins at zero."""
-    weights = dict(first.velocity.state_dict())
-    if velocity.config.informed and not first.config.informed:
-        weights["share"] = torch.zeros(())
-        narrow = weights["network.first.weight"]
-        more = velocity.network.first.in_channels - narrow.shape[1]
-        if more > 0:
-            zeros = narrow.new_zeros(len(narrow), more, *narrow.shape[2:])
-            weights["network.first.weight"] = torch.cat([narrow, zeros], dim=1)
-    found = {key: value.shape for key, value in weights.items()}
-    if found != {key: value.shape for key, value in velocity.state_dict().items()}:
-        raise FlowmendError("Training can begin with a prior of the same architecture only.")
-    return weights
 
 
 class MatchingRun(TrainingRun):
@@ -111,7 +96,7 @@ class MatchingRun(TrainingRun):
         self.stationary = self._fit_stationary()
         velocity = build_velocity(config, seed)
         if first is not None:
-            velocity.load_state_dict(_first_weights(first, velocity))
+            grow(velocity, first.velocity)
         prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
         self.shares = recipe.mixed, recipe.focused, recipe.sure
         self.bank = HintBank(velocity.gaussian, seed, *self.shares) if config.informed else None
@@ -233,8 +218,8 @@ def match(
             without the interruption.
         progress: Called with (step, steps, what) after each step.
         report: Called with the record of each epoch.
-        first: A prior of the same configuration whose weights training begins with, of one size
-            or another; one that is not informed can begin one that is.
+        first: A prior whose weights training begins with, of the same architecture or a smaller
+            one: see :func:`flowmend.growth.grow`.
 
     Returns:
         Path of the kept prior.

@@ -111,7 +111,10 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="continuous: begin with the weights of this prior."),
+        typer.Option(
+            help="continuous: begin with the weights of this prior, of the same architecture or "
+            "a smaller one: what --hidden and --steps add learns on top of it."
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
