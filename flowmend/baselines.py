@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .errors import FlowmendError
+from .lowrank import LowRankGaussian
 from .operators import LinearOperator
 from .pixels import quantisation_sigma
 from .prior import GaussianPrior
@@ -17,12 +18,15 @@ def pinv(y: Tensor, operator: LinearOperator) -> Tensor:
 
 
 @torch.no_grad()
-def lmmse(y: Tensor, operator: LinearOperator, prior: GaussianPrior, sigma: float) -> Tensor:
+def lmmse(
+    y: Tensor, operator: LinearOperator, prior: GaussianPrior | LowRankGaussian, sigma: float
+) -> Tensor:
     """The mean of p(x | y) under a Gaussian prior, in closed form.
 
     It is the best linear estimate, and the MAP too; see
-    :class:`~flowmend.gaussian.GaussianPosterior`. Computed in float64 on the CPU; sigma is at
-    least the rounding of an 8-bit file.
+    :class:`~flowmend.gaussian.GaussianPosterior` and, for one of low rank,
+    :class:`~flowmend.lowrank_posterior.LowRankPosterior`. Computed in float64 on
+    the CPU; sigma is at least the rounding of an 8-bit file.
 
     Args:
         y: Measurements (B, ...).

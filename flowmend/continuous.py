@@ -24,6 +24,7 @@ from .flow import (
     expanded,
     standard_normal_log_prob,
 )
+from .lowrank import LowRankGaussian
 from .pixels import centre, dequantise, path_time
 from .prior import GaussianPrior, Prior
 from .stationary import StationaryGaussian
@@ -38,7 +39,8 @@ class ContinuousPrior(Prior):
     Args:
         velocity: The network, on the range it sees.
         shape: Shape (C, H, W) of the images; None is that of the network's configuration.
-        gaussian: A Gaussian fitted to the same images, the prior of the LMMSE baseline.
+        gaussian: A Gaussian fitted to the same images, the prior of the LMMSE baseline; one of
+            low rank where they are large.
         card: Facts about the training, for people.
         evaluations: Evaluations of the network along a path between image and latent, a multiple
             of 4: fewer are faster, more are more exact.
@@ -54,7 +56,7 @@ class ContinuousPrior(Prior):
         self,
         velocity: VelocityNet,
         shape: tuple[int, int, int] | None = None,
-        gaussian: GaussianPrior | None = None,
+        gaussian: GaussianPrior | LowRankGaussian | None = None,
         card: dict | None = None,
         evaluations: int = EVALUATIONS,
         stationary: StationaryGaussian | None = None,
@@ -259,9 +261,9 @@ class ContinuousPrior(Prior):
         return self.from_network(torch.where(times < 1.0, estimate, u))
 
 
-def _gaussian_velocity(gaussian: GaussianPrior | None) -> GaussianVelocity:
+def _gaussian_velocity(gaussian: GaussianPrior | LowRankGaussian | None) -> GaussianVelocity:
     """A Gaussian on [0, 1] as the velocity on the network's range."""
-    if gaussian is None:
+    if not isinstance(gaussian, GaussianPrior):
         raise FlowmendError("This network needs the Gaussian that it was trained with.")
     covariance = gaussian.covariance().cpu()
     for _ in range(2):

@@ -18,6 +18,7 @@ from .errors import FlowmendError
 from .flow import VelocityConfig, build_velocity
 from .growth import grow
 from .hints import HintBank
+from .lowrank import LowRankGaussian
 from .matching_loss import held_out_loss, held_out_psnr, matching_loss
 from .pixels import dequantise, from_bytes
 from .prior import GaussianPrior
@@ -89,9 +90,10 @@ class MatchingRun(TrainingRun):
         crops = [1 if self.whole else x[0].numel() // config.crop**2 for x in images]
         self.owner = torch.arange(len(images)).repeat_interleave(torch.tensor(crops))
         super().__init__(out, config, recipe, images, validation, seed, device, len(self.owner))
-        self.gaussian: GaussianPrior | None = None
-        if self.whole and config.dimensions <= LARGEST_GAUSSIAN:
-            self.gaussian = self._fit_gaussian(progress).as_stored()
+        self.gaussian: GaussianPrior | LowRankGaussian | None = None
+        if self.whole:
+            dense = config.dimensions <= LARGEST_GAUSSIAN
+            self.gaussian = self._fit_gaussian(progress, dense).as_stored()
         self.held = validation if self.whole else self._held_out_crops()
         self.stationary = self._fit_stationary()
         velocity = build_velocity(config, seed)

@@ -33,6 +33,7 @@ from .coordinates import Known
 from .gaussian import GaussianPosterior
 from .least_squares import HasAdjoint, conjugate_gradients
 from .linear_operator import LinearOperator
+from .lowrank_posterior import LowRankPosterior
 from .solution import Posterior
 from .stationary import StationaryGaussian
 
@@ -115,7 +116,7 @@ class Guidance:
     sigma: float
     covariance: StationaryGaussian
     known: Known | None = None
-    gaussian: GaussianPosterior | None = None
+    gaussian: GaussianPosterior | LowRankPosterior | None = None
     steps: int = 60
     tolerance: float = 1e-3
 

@@ -18,7 +18,11 @@ class HasAdjoint(Protocol):
 
 
 def conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float
+    matrix: Callable[[Tensor], Tensor],
+    b: Tensor,
+    steps: int,
+    tolerance: float,
+    precondition: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Solves M x = b for a symmetric positive semi-definite M, each of a batch on its own.
 
@@ -27,6 +31,7 @@ def conjugate_gradients(
         b: Right-hand sides (B, ...).
         steps: Most iterations.
         tolerance: One of the batch stops when its residual has shrunk by this factor.
+        precondition: Applies a symmetric positive definite matrix that is near the inverse of M.
 
     Source: Methods of Conjugate Gradients for Solving Linear Systems (Hestenes and Stiefel, 1952),
     https://doi.org/10.6028/jres.049.044
@@ -37,11 +42,12 @@ def conjugate_gradients(
 
     residual = b
     x = torch.zeros_like(residual)
-    direction = residual
-    energy = dot(residual, residual)
-    goal = energy * tolerance**2
+    ready = residual if precondition is None else precondition(residual)
+    direction = ready
+    energy, left = dot(residual, ready), dot(residual, residual)
+    goal = left * tolerance**2
     for _ in range(steps):
-        active = energy > goal
+        active = left > goal
         if not bool(active.any()):
             break
         image = matrix(direction)
@@ -49,8 +55,10 @@ def conjugate_gradients(
         length = torch.where(active & (curvature > 0), energy / curvature.clamp_min(1e-30), 0.0)
         x = x + length * direction
         residual = residual - length * image
-        new = torch.where(active, dot(residual, residual), energy)
-        direction = residual + torch.where(active, new / energy.clamp_min(1e-30), 0.0) * direction
+        ready = residual if precondition is None else precondition(residual)
+        new = torch.where(active, dot(residual, ready), energy)
+        left = torch.where(active, dot(residual, residual), left)
+        direction = ready + torch.where(active, new / energy.clamp_min(1e-30), 0.0) * direction
         energy = new
     return x
 

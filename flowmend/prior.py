@@ -22,6 +22,7 @@ from .flow import (
 )
 from .flow.reversible import reversible_decode, reversible_encode
 from .gaussian import GaussianPosterior
+from .lowrank import LowRankGaussian
 from .pixels import dequantise
 
 __all__ = ["FlowPrior", "GaussianPrior", "Prior"]
@@ -217,7 +218,8 @@ class FlowPrior(Prior):
     Args:
         flow: The flow, on the range the network sees.
         gaussian: A Gaussian fitted to the same images: the flow's first layer where its
-            configuration says ``whiten``, and the prior of the LMMSE baseline.
+            configuration says ``whiten``, and the prior of the LMMSE baseline. One of low rank
+            where they are large; it whitens nothing.
         card: Facts about the training, for people.
 
     Raises:
@@ -227,11 +229,11 @@ class FlowPrior(Prior):
     def __init__(
         self,
         flow: MultiscaleFlow,
-        gaussian: GaussianPrior | None = None,
+        gaussian: GaussianPrior | LowRankGaussian | None = None,
         card: dict | None = None,
     ) -> None:
         super().__init__()
-        if flow.config.whiten and gaussian is None:
+        if flow.config.whiten and not isinstance(gaussian, GaussianPrior):
             raise FlowmendError("A flow on whitened images needs the Gaussian that whitens them.")
         self.gaussian = gaussian
         self.card = dict(card or {})
@@ -261,7 +263,7 @@ class FlowPrior(Prior):
         super().at_precision(precision)
         if precision == "float32":
             return self
-        kept = () if self.gaussian is None else (self.gaussian, self.gaussian.whitening)
+        kept = () if self.gaussian is None else tuple(self.gaussian.modules())
         twin = copy.deepcopy(self, {id(module): module for module in kept})
         for module in twin.modules():
             if isinstance(module, Conditioner):

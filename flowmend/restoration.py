@@ -12,7 +12,7 @@ from .noise import Gaussian, GaussianMap, Poisson, SaltAndPepper, known_pixels
 from .operators import LinearOperator
 from .patches import PatchPrior
 from .pixels import quantisation_sigma
-from .prior import Prior
+from .prior import GaussianPrior, Prior
 from .sigma import estimate_sigma
 from .solution import Solution
 from .solver import Progress, default_method, solve
@@ -122,6 +122,7 @@ def restore(
         return _merge(parts, [[index] for index in range(len(y))])
     if task.noise is None:
         gaussian, limits = getattr(prior, "gaussian", None), options.get("limits")
+        gaussian = gaussian if isinstance(gaussian, GaussianPrior) else None
         sigma = estimate_sigma(moved, task.operator, gaussian, limits=limits)
         return _at_levels(moved, task, prior, sigma, options)
     if isinstance(task.noise, Gaussian):

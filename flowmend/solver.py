@@ -13,10 +13,11 @@ from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .inference import Request, infer
 from .latent import Observe, minimise, start_latents
+from .lowrank import LowRankGaussian
 from .methods import Method, default_settings, find_method
 from .operators import LinearOperator
 from .patches import PatchPrior
-from .prior import FlowPrior, Prior
+from .prior import FlowPrior, GaussianPrior, Prior
 from .solution import Solution
 from .whitened import DataTerm
 
@@ -216,7 +217,7 @@ def _closed_form(
     if name == "bm3d":
         return baselines.bm3d(y, sigma)
     gaussian = getattr(prior, "gaussian", prior)
-    if not isinstance(gaussian, baselines.GaussianPrior):
+    if not isinstance(gaussian, GaussianPrior | LowRankGaussian):
         raise FlowmendError(
             "The method lmmse needs a Gaussian fitted to the training images, and this prior "
             "holds none."

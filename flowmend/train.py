@@ -68,14 +68,13 @@ class Run(TrainingRun):
         if images.shape[1:] != config.shape or validation.shape[1:] != config.shape:
             raise FlowmendError(f"Training images must have shape {config.shape}.")
         super().__init__(out, config, recipe, images, validation, seed, device, len(images))
-        self.gaussian: GaussianPrior | None = None
         if config.whiten and config.dimensions > LARGEST_WHITENED:
             raise FlowmendError(
                 f"Images of {config.dimensions:,} values are too large to whiten (at most "
                 f"{LARGEST_WHITENED:,}): train smaller ones, or choose the preset glow."
             )
-        if config.dimensions <= LARGEST_GAUSSIAN or config.whiten:
-            self.gaussian = self._fit_gaussian(progress)
+        dense = config.dimensions <= LARGEST_GAUSSIAN or config.whiten
+        self.gaussian = self._fit_gaussian(progress, dense)
         prior = FlowPrior(build_flow(config, seed), self.gaussian).to(self.device)
         first = images[torch.randperm(len(images), generator=generator_at(seed, 1))[:256]]
         start = dequantise(first.float() / 255.0, config.bits, generator_at(seed, 2))
@@ -105,7 +104,7 @@ class Run(TrainingRun):
             "val_bits_per_dim": round(record["val_bits_per_dim"], 4),
             "train_bits_per_dim": round(record["train_bits_per_dim"], 4),
             "gaussian_val_bits_per_dim": None
-            if self.gaussian is None
+            if not isinstance(self.gaussian, GaussianPrior)
             else round(self._gaussian_bits(), 4),
         }
 

@@ -17,6 +17,7 @@ from .checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from .errors import FlowmendError
 from .files import atomic_path, save_image, writing
 from .flow import Bijection, FlowConfig, VelocityConfig
+from .lowrank import LowRankGaussian
 from .pixels import grid
 from .prior import GaussianPrior, Prior
 from .provenance import provenance
@@ -27,7 +28,7 @@ __all__ = ["LARGEST_GAUSSIAN", "Progress", "TrainingRun"]
 
 Progress = Callable[[int, int, str], None]
 LARGEST_GAUSSIAN = 4096
-"""Images of more values than this get no Gaussian unless their flow whitens them."""
+"""Images of more values than this get a Gaussian of low rank unless their flow whitens them."""
 
 
 class TrainingRun(ABC):
@@ -79,11 +80,16 @@ class TrainingRun(ABC):
         self._averages = self.recipe.average(prior.flow)
         self.optimiser = self.recipe.optimiser(prior, self.device)
 
-    def _fit_gaussian(self, progress: Progress | None) -> GaussianPrior:
+    def _fit_gaussian(
+        self, progress: Progress | None, dense: bool
+    ) -> GaussianPrior | LowRankGaussian:
         """The Gaussian of the training images, all of one shape, on the run's device."""
         if progress is not None:
             progress(0, self.steps, "fitting a Gaussian")
-        gaussian = GaussianPrior.fit(self.images, self.config.bits, self.recipe.flip)
+        if dense:
+            gaussian = GaussianPrior.fit(self.images, self.config.bits, self.recipe.flip)
+        else:
+            gaussian = LowRankGaussian.fit(self.images, self.recipe.flip, seed=self.seed)
         return gaussian.to(self.device)
 
     def _autocast(self) -> torch.autocast:

@@ -20,6 +20,7 @@ from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .files import atomic_path, writing
 from .flow import FlowConfig, MultiscaleFlow, VelocityConfig, VelocityNet, Whitening
+from .lowrank import LowRankGaussian
 from .prior import FlowPrior, GaussianPrior
 from .stationary import StationaryGaussian
 
@@ -98,6 +99,19 @@ def _network(prior: FlowPrior | ContinuousPrior) -> torch.nn.Module:
     return prior.velocity if isinstance(prior, ContinuousPrior) else prior.flow
 
 
+def _gaussian_tensors(gaussian: GaussianPrior | LowRankGaussian) -> dict[str, Tensor]:
+    """What a file holds of a Gaussian."""
+    tensors = {"gaussian.mean": gaussian.mean.detach().cpu().float()}
+    if isinstance(gaussian, GaussianPrior):
+        triangle = pack_symmetric(gaussian.whitening.matrix.detach().cpu())
+        return tensors | {"gaussian.whitening": triangle.to(torch.float16)}
+    return tensors | {
+        "gaussian.directions": gaussian.directions.detach().cpu().to(torch.float16),
+        "gaussian.variances": gaussian.variances.detach().cpu().float(),
+        "gaussian.spectrum": gaussian.rest.spectrum.detach().cpu().float(),
+    }
+
+
 def save_prior(
     path: str | Path,
     prior: FlowPrior | ContinuousPrior,
@@ -120,9 +134,7 @@ def save_prior(
     state = _network(prior).state_dict()
     tensors = {f"flow.{key}": value.detach().cpu().to(dtype) for key, value in state.items()}
     if prior.gaussian is not None:
-        tensors["gaussian.mean"] = prior.gaussian.mean.detach().cpu().float()
-        triangle = pack_symmetric(prior.gaussian.whitening.matrix.detach().cpu())
-        tensors["gaussian.whitening"] = triangle.to(torch.float16)
+        tensors |= _gaussian_tensors(prior.gaussian)
     stationary = getattr(prior, "stationary", None)
     if stationary is not None:
         tensors["stationary.mean"] = stationary.mean.detach().cpu().float()
@@ -186,7 +198,9 @@ def _build(
 
 def _gaussian(
     tensors: dict[str, Tensor], config: FlowConfig | VelocityConfig, path: Path
-) -> GaussianPrior:
+) -> GaussianPrior | LowRankGaussian:
+    if "gaussian.directions" in tensors:
+        return _low_rank(tensors, config, path)
     if not {"gaussian.mean", "gaussian.whitening"} <= set(tensors):
         raise FlowmendError(f"The Gaussian in '{path}' is incomplete.")
     mean, triangle = tensors["gaussian.mean"], tensors["gaussian.whitening"]
@@ -200,6 +214,22 @@ def _gaussian(
         raise FlowmendError(
             f"The Gaussian in '{path}' is not one: its matrix is not positive definite."
         ) from error
+    return gaussian
+
+
+def _low_rank(
+    tensors: dict[str, Tensor], config: FlowConfig | VelocityConfig, path: Path
+) -> LowRankGaussian:
+    try:
+        mean, directions, variances, spectrum = (
+            tensors[f"gaussian.{part}"] for part in ("mean", "directions", "variances", "spectrum")
+        )
+        rest = StationaryGaussian(torch.zeros_like(mean), spectrum)
+        gaussian = LowRankGaussian(mean, directions, variances, rest)
+    except (KeyError, ValueError, RuntimeError, FlowmendError) as error:
+        raise FlowmendError(f"The Gaussian in '{path}' is incomplete.") from error
+    if gaussian.shape != config.shape:
+        raise FlowmendError(f"The Gaussian in '{path}' does not fit its configuration.")
     return gaussian
 
 

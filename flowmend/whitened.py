@@ -2,8 +2,10 @@
 
 Images are searched as ``x = m + L w`` (:class:`~flowmend.gaussian.GaussianPosterior`): the start
 ``w = 0`` is the LMMSE solution, every direction has unit scale whatever the operator, and what the
-measurement fixes cannot drift. Only the encoder of the flow is used, ``-log p(x)`` and its
-gradient; the weight of the data is that of the noise, so there is nothing to tune.
+measurement fixes cannot drift. For large images L is nearly that
+(:class:`~flowmend.lowrank_posterior.LowRankPosterior`). Only the encoder of the flow is used,
+``-log p(x)`` and its gradient; the weight of the data is that of the noise, so there is nothing to
+tune.
 
 A flow is trained on dequantised images (levels plus uniform noise) and finds the same images
 without that noise implausible. So the flow always sees ``x + d`` with fresh dequantisation noise
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .gaussian import GaussianPosterior
+from .lowrank_posterior import LowRankPosterior
 from .operators import LinearOperator
 from .prior import FlowPrior
 from .solution import Posterior
@@ -61,7 +64,7 @@ class Whitened:
     y: Tensor
     operator: LinearOperator
     prior: FlowPrior
-    posterior: GaussianPosterior
+    posterior: GaussianPosterior | LowRankPosterior
     data_term: DataTerm
     exact: Tensor
     generator: torch.Generator

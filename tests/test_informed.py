@@ -223,9 +223,9 @@ def test_a_plain_prior_begins_an_informed_one(tmp_path):
     torch.testing.assert_close(run.prior.denoise(y, 0.1), plain.denoise(y, 0.1))
     again = run_in(tmp_path / "again", first=run.prior)
     torch.testing.assert_close(again.prior.denoise(y, 0.1), plain.denoise(y, 0.1))
-    wider = dataclasses.replace(CONFIG, widths=(5, 6))
-    with pytest.raises(FlowmendError, match="same architecture"):
-        run_in(tmp_path / "wider", wider, first=plain)
+    wider = dataclasses.replace(CONFIG, widths=tuple(width + 3 for width in CONFIG.widths))
+    larger = run_in(tmp_path / "wider", wider, first=run.prior)
+    torch.testing.assert_close(larger.prior.denoise(y, 0.1), plain.denoise(y, 0.1))
 
 
 def test_it_learns_more_than_the_gaussian(tmp_path):
