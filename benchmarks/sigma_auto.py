@@ -52,7 +52,7 @@ def estimates(task: fm.tasks.Task, prior: fm.FlowPrior, y: torch.Tensor, white: 
     seconds = time.process_time() - begun
     if y.ndim == 4:
         file = round_to_bytes(y) - task.offset
-        limits = (0.0 - task.offset, 1.0 - task.offset)
+        limits = task.limits(y)
         settings = (file, task.operator, prior.gaussian, white)
         found["8 bits"] = estimate_sigma(*settings, limits=limits)
         found["8 bits as they are"] = estimate_sigma(*settings)

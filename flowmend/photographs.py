@@ -88,9 +88,8 @@ def restore_photograph(
     if len(y) != 1:
         raise FlowmendError(f"Photographs are restored one at a time, not {len(y)}.")
     if task.noise is None:
-        offset = task.offset.to(y) if isinstance(task.offset, Tensor) else task.offset
-        limits = (0.0 - offset, 1.0 - offset)
-        sigma = estimate_sigma(y - offset, task.operator, None, limits=limits)
+        moved = y - task.offset_like(y)
+        sigma = estimate_sigma(moved, task.operator, None, limits=task.limits(y))
         task = task.with_sigma(float(sigma))
     overlap = OVERLAP + 2 * task.operator.reach
     side = max(tile, 2 * overlap)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from .continuous import ContinuousPrior
 from .methods import default_settings, find_method
-from .noise import Gaussian, GaussianMap, Poisson, SaltAndPepper, known_pixels
+from .noise import Gaussian, GaussianMap, SaltAndPepper, known_pixels
 from .operators import LinearOperator
 from .patches import PatchPrior
 from .pixels import quantisation_sigma
@@ -98,8 +98,8 @@ def restore(
         FlowmendError: As :func:`~flowmend.solver.solve`.
     """
     method = default_method(prior) if method is None else method
-    offset = task.offset.to(y) if isinstance(task.offset, Tensor) else task.offset
-    moved = y - offset
+    offset = task.offset_like(y)
+    moved, limits = y - offset, task.limits(y)
     options: dict[str, object] = {
         "method": method,
         "precision": precision,
@@ -109,9 +109,8 @@ def restore(
         "progress": progress,
         **_settings(task, method, weight, steps, start),
     }
-    if y.ndim == 4 and not isinstance(task.noise, SaltAndPepper):
-        black = -math.inf if isinstance(task.noise, Poisson) else 0.0  # no light is exactly black
-        options["limits"] = (black - offset, 1.0 - offset)
+    if limits is not None:
+        options["limits"] = limits
     if isinstance(task.noise, SaltAndPepper):
         parts = []
         for index, (image, measured) in enumerate(zip(y.split(1), moved.split(1), strict=True)):
@@ -121,7 +120,7 @@ def restore(
             parts.append(solve(measured * seen, operator, prior, sigma=0.0, **options))
         return _merge(parts, [[index] for index in range(len(y))])
     if task.noise is None:
-        gaussian, limits = getattr(prior, "gaussian", None), options.get("limits")
+        gaussian = getattr(prior, "gaussian", None)
         gaussian = gaussian if isinstance(gaussian, GaussianPrior) else None
         sigma = estimate_sigma(moved, task.operator, gaussian, limits=limits)
         return _at_levels(moved, task, prior, sigma, options)

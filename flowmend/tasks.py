@@ -2,14 +2,25 @@
 
 import copy
 import difflib
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .clipping import Limits
 from .errors import FlowmendError
 from .kernels import parse_kernel, parse_mask
-from .noise import AUTO, Gaussian, GaussianMap, Noise, Poisson, make_noise, parse_sigma
+from .noise import (
+    AUTO,
+    Gaussian,
+    GaussianMap,
+    Noise,
+    Poisson,
+    SaltAndPepper,
+    make_noise,
+    parse_sigma,
+)
 from .operators import LinearOperator, Window
 from .task_table import TASKS, Shape, TaskOptions, TaskSpec
 
@@ -96,6 +107,22 @@ class Task:
             FlowmendError: If the noise level is unknown.
         """
         return known_noise(self).corrupt(self.operator.A(x) + self.offset, generator)
+
+    def offset_like(self, y: Tensor) -> Tensor | float:
+        """What measurements have beyond A x, in the precision and on the device of y."""
+        return self.offset.to(y) if isinstance(self.offset, Tensor) else self.offset
+
+    def limits(self, y: Tensor) -> Limits | None:
+        """Lowest and highest value of measurements y (B, ...) in a file, their offset taken off.
+
+        None where y is no picture, or where black and white are the noise itself. No light is
+        exactly black: Poisson noise has no lower limit.
+        """
+        if y.ndim != 4 or isinstance(self.noise, SaltAndPepper):
+            return None
+        black = -math.inf if isinstance(self.noise, Poisson) else 0.0
+        offset = self.offset_like(y)
+        return black - offset, 1.0 - offset
 
     def picture(self, y: Tensor) -> Tensor:
         """Measurements as images (B, C, H, W) in [0, 1], to look at and compare."""

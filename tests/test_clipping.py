@@ -183,3 +183,20 @@ def test_without_a_gaussian_too():
     assert float(differences_sigma(unclipped, operator, LIMITS)) == float(
         differences_sigma(unclipped, operator)
     )
+
+
+def test_a_task_tells_the_limits_of_its_measurements():
+    y = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(1)).double()
+    assert fm.make_task("denoise", y.shape[1:]).limits(y) == (0.0, 1.0)
+    black, white = fm.make_task("denoise", y.shape[1:], noise="poisson", peak=50).limits(y)
+    assert (black, white) == (-torch.inf, 1.0)
+    noise = {"noise": "salt-pepper", "share": 0.1}
+    assert fm.make_task("denoise", y.shape[1:], **noise).limits(y) is None
+    whole = fm.make_task("deblur", y.shape[1:], kernel="box:3")
+    whole.offset = 0.1 * torch.ones(1, 1, 1, 1)
+    low, high = whole.limits(y)
+    assert float(low) == pytest.approx(-0.1)
+    assert float(high) == pytest.approx(0.9)
+    assert low.dtype == y.dtype
+    sense = fm.make_task("sense", y.shape[1:])
+    assert sense.limits(sense.operator.A(y)) is None
