@@ -8,11 +8,22 @@ from torch import Tensor
 
 __all__ = ["GaussianPosterior"]
 
-CHUNK = 256
+CHUNK, STRIP = 256, 384
 
 
 class _Measures(Protocol):
     def A(self, x: Tensor) -> Tensor: ...  # noqa: N802
+
+
+def _symmetric_product(matrix: Tensor) -> Tensor:
+    """``M M'`` by half of it, a strip at a time."""
+    product = matrix.new_empty(len(matrix), len(matrix))
+    for first in range(0, len(matrix), STRIP):
+        last = first + STRIP
+        strip = matrix[first:last] @ matrix[:last].T
+        product[first:last, :last] = strip
+        product[:last, first:last] = strip.T
+    return product
 
 
 class GaussianPosterior:
@@ -37,7 +48,7 @@ class GaussianPosterior:
         self._root = root.detach().cpu().double()
         images = self._root.reshape(-1, *self.shape).split(CHUNK)
         self._seen = torch.cat([operator.A(part).flatten(1) for part in images])  # B, (D, m)
-        self._gram = self._seen @ self._seen.T
+        self._gram = _symmetric_product(self._seen)
         self._factorise(sigma)
 
     def _factorise(self, sigma: float) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from properties import randomise
 from torch.distributions import MultivariateNormal
 
+from flowmend import gaussian as gaussian_module
 from flowmend.errors import FlowmendError
 from flowmend.flow import Bijection, FlowConfig, Whitening, build_flow, standard_normal_log_prob
 from flowmend.pixels import (
@@ -523,3 +524,21 @@ def test_quantisation_sigma_is_the_rounding_error(bits):
     top = 2**bits - 1
     error = (x * top).round() / top - x
     assert quantisation_sigma(bits) == pytest.approx(error.std().item(), rel=0.01)
+
+
+def test_the_gram_matrix_of_a_posterior_is_the_product(monkeypatch):
+    monkeypatch.setattr(gaussian_module, "STRIP", 5)
+    matrix = torch.randn(13, 7, generator=torch.Generator().manual_seed(0)).double()
+    found = gaussian_module._symmetric_product(matrix)
+    torch.testing.assert_close(found, matrix @ matrix.T)
+    assert torch.equal(found, found.T)
+
+
+def test_the_inverse_of_a_whitening_is_the_same_before_and_after_its_logdet():
+    root = torch.randn(12, 12, generator=torch.Generator().manual_seed(1)).double()
+    matrix = root @ root.T + torch.eye(12)
+    first, second = (Whitening(torch.zeros(3, 2, 2).double(), matrix) for _ in range(2))
+    second.encode(torch.zeros(1, 3, 2, 2).double())
+    assert torch.equal(first.unwhitening, second.unwhitening)
+    torch.testing.assert_close(second.unwhitening, torch.linalg.inv(matrix))
+    assert second._factor is None

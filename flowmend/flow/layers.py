@@ -12,6 +12,9 @@ from .bijection import Bijection
 
 __all__ = ["ActNorm", "Centre", "ChannelMix", "InvertibleConv1x1", "Squeeze", "Whitening"]
 
+LARGEST_KEPT = 4096
+"""Side of the largest triangle that is kept in case it is wanted again."""
+
 
 class Centre(Bijection):
     """Moves an image from [0, 1] to the [-1, 1] the network sees."""
@@ -142,6 +145,7 @@ class Whitening(Bijection):
         self.register_buffer("matrix", matrix, persistent=False)
         self._unwhitening: Tensor | None = None
         self._logabsdet: float | None = None
+        self._factor: Tensor | None = None
 
     @property
     def unwhitening(self) -> Tensor:
@@ -149,14 +153,21 @@ class Whitening(Bijection):
         kept = self._unwhitening
         if kept is None or kept.dtype != self.matrix.dtype or kept.device != self.matrix.device:
             with torch.inference_mode(False), torch.no_grad():
-                kept = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix.double()))
+                factor = self._factor
+                if factor is None or factor.device != self.matrix.device:
+                    factor = torch.linalg.cholesky(self.matrix.double())
+                kept = torch.cholesky_inverse(factor)
+                self._factor = None
                 self._unwhitening = kept = kept.to(self.matrix.dtype)
         return kept
 
     def _logdet(self, like: Tensor) -> Tensor:
         if self._logabsdet is None:
-            factor = torch.linalg.cholesky(self.matrix.double())
+            with torch.inference_mode(False), torch.no_grad():
+                factor = torch.linalg.cholesky(self.matrix.double())
             self._logabsdet = 2.0 * factor.diagonal().log().sum().item()
+            if self._unwhitening is None and len(factor) <= LARGEST_KEPT:
+                self._factor = factor  # the inverse needs it too
         return like.new_full((like.shape[0],), self._logabsdet)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
