@@ -95,6 +95,7 @@ class LowRankGaussian(nn.Module):
         x = torch.cat([x, x.flip(-1)]) if flip else x
         mean = x.mean(0)
         flat = (x - mean).flatten(1)
+        del x
         rank = max(1, min(rank, count // IMAGES_EACH, size // 2))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -105,6 +106,8 @@ class LowRankGaussian(nn.Module):
         white = sum(float(part.square().sum()) for part in rests) / (len(flat) * (size - rank))
         variances = lengths[:rank].square() / len(flat) - white
         kept = variances > SMALLEST_VARIANCE
+        kept[0] = True
+        variances = variances.clamp_min(SMALLEST_VARIANCE)
         rest = StationaryGaussian.fit(part.view(-1, *mean.shape) for part in rests)
         return cls(mean, found[kept].reshape(-1, *mean.shape).contiguous(), variances[kept], rest)
 

@@ -3,8 +3,9 @@
 Conjugate gradients with A and its adjoint take the place of a factorisation, preconditioned by
 what the Gaussian's directions are known to do.
 
-Source, of the last of three kinds of coordinates: Journel and Huijbregts, Mining Geostatistics
-(1978), conditioning by kriging, known as Matheron's rule.
+Source, of the last of three kinds of coordinates: A Note on Efficient Conditional Simulation of
+Gaussian Distributions (Doucet, 2010),
+https://www.stats.ox.ac.uk/~doucet/doucet_simulationconditionalgaussian.pdf
 """
 
 from dataclasses import dataclass

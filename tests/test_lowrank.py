@@ -160,6 +160,8 @@ def test_the_fit_finds_a_known_covariance():
     torch.testing.assert_close(mirrored.mean, mirrored.mean.flip(-1))
     few = LowRankGaussian.fit(levels[:20])
     assert len(few.variances) <= 2
+    same = LowRankGaussian.fit(levels[:1].expand(20, -1, -1, -1), flip=False)
+    assert len(same.variances) == 1
     with pytest.raises(fm.FlowmendError, match="at least two"):
         LowRankGaussian.fit(levels[:1])
 
