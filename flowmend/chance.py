@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .pixels import path_time
 
@@ -11,6 +12,7 @@ __all__ = [
     "generator_at",
     "mirrored",
     "random_crop",
+    "random_parts",
     "stratified_times",
     "time_maps",
 ]
@@ -45,6 +47,25 @@ def random_crop(image: Tensor, side: int, generator: torch.Generator) -> Tensor:
         int(torch.randint(size - side + 1, (), generator=generator)) for size in image.shape[1:]
     )
     return image[:, top : top + side, left : left + side]
+
+
+def random_parts(
+    images: Tensor, size: tuple[int, int], jitter: float, generator: torch.Generator
+) -> Tensor:
+    """Of every image uint8 (B, C, H, W) a part at a random place, reduced to a size.
+
+    The part is smaller than the image by a share between 0 and ``jitter``, the same in height and
+    width: pictures of things that stand a little elsewhere and are a little larger.
+    """
+    chances = torch.rand(len(images), 3, generator=generator).tolist()
+    parts = []
+    for image, (shrink, down, right) in zip(images, chances, strict=True):
+        height, width = (max(1, round(side * (1.0 - jitter * shrink))) for side in image.shape[1:])
+        top = round(down * (image.shape[1] - height))
+        left = round(right * (image.shape[2] - width))
+        part = image[None, :, top : top + height, left : left + width].float()
+        parts.append(functional.interpolate(part, size, mode="bilinear", antialias=True))
+    return torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
 
 
 def stratified_times(count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -32,7 +32,10 @@ LARGEST_KEPT = 2**20
 
 
 def load_folder(
-    folder: str | Path, config: FlowConfig | VelocityConfig, progress: Progress | None = None
+    folder: str | Path,
+    config: FlowConfig | VelocityConfig,
+    progress: Progress | None = None,
+    zoom: int = 1,
 ) -> tuple[Tensor, list[str]]:
     """Reads every picture under a folder at the size a flow wants.
 
@@ -40,9 +43,11 @@ def load_folder(
         folder: The folder, searched to any depth for JPEG, PNG, TIFF, WebP and BMP.
         config: Gives the shape of the images.
         progress: Called with (done, total, what) after each picture.
+        zoom: How many times as many pixels a side to keep.
 
     Returns:
-        Images uint8 (N, C, H, W), and one sentence for every file that could not be used.
+        Images uint8 (N, C, zoom * H, zoom * W), and one sentence for every file that could not be
+        used.
 
     Raises:
         FlowmendError: If there is no usable picture.
@@ -50,7 +55,7 @@ def load_folder(
     channels, height, width = config.shape
     images, problems = _load(
         folder,
-        lambda picture: to_bytes(resize_and_crop(picture, height, width, channels)),
+        lambda picture: to_bytes(resize_and_crop(picture, height, width, channels, zoom)),
         progress,
     )
     return torch.stack(images), problems

@@ -208,13 +208,16 @@ def read_image(path: str | Path) -> Tensor:
     return _read_array(path) if path.suffix.lower() == ".npy" else _to_tensor(read_picture(path))
 
 
-def resize_and_crop(picture: Image.Image, height: int, width: int, channels: int = 3) -> Tensor:
+def resize_and_crop(
+    picture: Image.Image, height: int, width: int, channels: int = 3, zoom: int = 1
+) -> Tensor:
     """Brings a picture to a size as the paper does: shorter side resized, centre cropped.
 
-    Bilinear with antialiasing, to the smallest size that covers (height, width).
+    Bilinear with antialiasing, to the smallest size that covers (height, width); with ``zoom``
+    the same part in so many times as many pixels a side.
 
     Returns:
-        The image (C, height, width) in [0, 1], on the 8-bit grid.
+        The image (C, zoom * height, zoom * width) in [0, 1], on the 8-bit grid.
 
     Raises:
         FlowmendError: If its shape is so extreme that the resized picture would not fit.
@@ -224,11 +227,13 @@ def resize_and_crop(picture: Image.Image, height: int, width: int, channels: int
         size = (max(width, height * picture.width // picture.height), height)
     else:
         size = (width, max(height, width * picture.height // picture.width))
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    box = [zoom * side for side in (left, top, left + width, top + height)]
+    size = (zoom * size[0], zoom * size[1])
     if math.prod(size) > LARGEST_PIXELS:
         raise FlowmendError(f"it is far too long and narrow ({picture.width} x {picture.height})")
     picture = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    return _to_tensor(picture.crop((left, top, left + width, top + height)))
+    return _to_tensor(picture.crop(box))
 
 
 def save_image(path: str | Path, image: Tensor) -> Path:

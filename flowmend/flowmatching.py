@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .chance import generator_at, mirrored, random_crop, time_maps
+from .chance import generator_at, mirrored, random_crop, random_parts, time_maps
 from .checkpoint import open_folder
 from .continuous import ContinuousPrior
 from .data import middle_crop
@@ -58,6 +58,7 @@ class MatchingRun(TrainingRun):
         device: Device to train on.
         progress: Called when something slow begins.
         first: A prior whose weights training begins with; see :func:`match`.
+        larger: The training images in more pixels, for the recipe's jitter; see :func:`match`.
     """
 
     metric, unit = "loss", "held-out losses"
@@ -73,6 +74,7 @@ class MatchingRun(TrainingRun):
         device: str | torch.device,
         progress: Progress | None = None,
         first: ContinuousPrior | None = None,
+        larger: Tensor | None = None,
     ) -> None:
         for image in (*images, *validation):
             channels, height, width = image.shape
@@ -85,6 +87,7 @@ class MatchingRun(TrainingRun):
             if config.size is not None and (height, width) != config.size:
                 raise FlowmendError(f"Training images must have shape {config.shape}.")
         self.whole = config.size is not None
+        self.larger = self._check_larger(recipe, images, larger)
         if self.whole:
             images, validation = torch.stack([*images]), torch.stack([*validation])
         crops = [1 if self.whole else x[0].numel() // config.crop**2 for x in images]
@@ -103,6 +106,18 @@ class MatchingRun(TrainingRun):
         self.shares = recipe.mixed, recipe.focused, recipe.sure
         self.bank = HintBank(velocity.gaussian, seed, *self.shares) if config.informed else None
         self._begin(prior.to(self.device))
+
+    def _check_larger(
+        self, recipe: MatchingRecipe, images: Sequence[Tensor], larger: Tensor | None
+    ) -> Tensor | None:
+        """The larger training images if the recipe wants them."""
+        if not recipe.jitter:
+            return None
+        if not self.whole:
+            raise FlowmendError("Jitter is for images of one size: crops have it already.")
+        if larger is None or len(larger) != len(images):
+            raise FlowmendError("Jitter needs every training image in more pixels, too.")
+        return larger
 
     def _fit_stationary(self) -> StationaryGaussian:
         """The stationary Gaussian of the training images, or of crops of them."""
@@ -152,7 +167,10 @@ class MatchingRun(TrainingRun):
     def loss(self, chosen: Tensor, noise: torch.Generator) -> Tensor:
         """Mean :func:`matching_loss` of a batch, each image, or crop of one, at its own time."""
         owners, side = self.owner[chosen], self.config.crop
-        if self.whole:
+        if self.larger is not None:
+            jitter = self.recipe.jitter
+            levels = random_parts(self.larger[owners], self.config.size, jitter, noise)
+        elif self.whole:
             levels = self.images[owners]
         else:
             images = [self.images[index] for index in owners.tolist()]
@@ -204,6 +222,7 @@ def match(
     progress: Progress | None = None,
     report: Callable[[dict], None] | None = None,
     first: ContinuousPrior | None = None,
+    larger: Tensor | None = None,
 ) -> Path:
     """Trains a continuous flow by flow matching and keeps the best prior by held-out loss.
 
@@ -222,6 +241,8 @@ def match(
         report: Called with the record of each epoch.
         first: A prior whose weights training begins with, of the same architecture or a smaller
             one: see :func:`flowmend.growth.grow`.
+        larger: The same training images uint8 (N, C, kH, kW) in k times as many pixels a side,
+            for a recipe with jitter.
 
     Returns:
         Path of the kept prior.
@@ -231,7 +252,9 @@ def match(
             False, if the run to resume is another, or if no finite prior came out.
     """
     out = open_folder(out, resume)
-    run = MatchingRun(out, config, recipe, images, validation, seed, device, progress, first)
+    run = MatchingRun(
+        out, config, recipe, images, validation, seed, device, progress, first, larger
+    )
     if resume:
         run.restore()
     return run.drive(CHECKPOINT_SECONDS, progress, report)

@@ -125,6 +125,8 @@ class MatchingRecipe(Recipe):
             all, likewise.
         relative: Whether the logarithm of an image's loss is minimised, so that all noise levels,
             and smooth and busy images, count alike.
+        jitter: Of an image of one size, the largest share that may be cut off before it is shown;
+            see :func:`flowmend.chance.random_parts`.
         muon: Whether :class:`~flowmend.muon.Muon` is the optimiser, and not AdamW alone.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
@@ -142,6 +144,7 @@ class MatchingRecipe(Recipe):
     focused: float = 0.0
     sure: float = SURE
     relative: bool = False
+    jitter: float = 0.0
     muon: bool = False
 
     def __post_init__(self) -> None:
@@ -154,6 +157,8 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The share of times about the usual noise is one of 0 to 1.")
         if not 0 <= self.sure <= 1:
             raise FlowmendError("The share of values that are known exactly is one of 0 to 1.")
+        if not 0 <= self.jitter <= 0.5:
+            raise FlowmendError("The jitter, a share of a picture's side, is one of 0 to 0.5.")
 
     def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """AdamW or Muon for a module's parameters, on their device."""

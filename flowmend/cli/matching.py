@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..continuous import ContinuousPrior
-from ..data import load_folder, load_photographs
+from ..data import hold_out, load_folder, load_photographs
 from ..errors import FlowmendError
 from ..flow import VelocityConfig
 from ..flowmatching import finish, match
@@ -19,6 +20,8 @@ from .progress import progress_bar
 
 __all__ = ["train_continuous"]
 
+ZOOM = 3
+"""How many times as many pixels a side pictures have of which a part is shown."""
 UNLIMITED = 10**6
 """Epochs where only the minutes count."""
 CROPS = {
@@ -30,6 +33,13 @@ CROPS = {
 """How photographs are learnt: mostly as pictures with a little noise all over."""
 WHOLE = {"mixed": 0.8, "focused": 0.5, "sure": 0.8, "relative": True}
 """How images of one size are learnt: restored in every way, the flow being one way of several."""
+
+
+def _larger(folder: Path, val: Path | None, config: VelocityConfig, seed: int) -> Tensor:
+    """The training pictures in more pixels, of which parts are shown."""
+    with progress_bar("reading pictures") as progress:
+        images, _ = load_folder(folder, config, progress, ZOOM)
+    return images if val is not None else hold_out(images, seed)[0]
 
 
 def train_continuous(
@@ -79,6 +89,7 @@ def train_continuous(
     wanted = {"muon": True} | wanted
     recipe = MatchingRecipe(**((WHOLE if config.size else CROPS) | wanted))
     load = load_folder if config.size else load_photographs
+    larger = _larger(folder, val, config, seed) if recipe.jitter and config.size else None
     images, validation = read_folders(
         lambda path, progress: load(path, config, progress), folder, val, seed
     )
@@ -110,6 +121,7 @@ def train_continuous(
             progress=progress,
             report=report,
             first=first,
+            larger=larger,
         )
     card = finish(path, validation)
     tell(

@@ -116,6 +116,13 @@ def train(
             "a smaller one: what --hidden and --steps add learns on top of it."
         ),
     ] = None,
+    jitter: Annotated[
+        float | None,
+        typer.Option(
+            help="continuous with --size: the largest share of a picture that is cut off, at "
+            "random, each time it is shown."
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
@@ -165,10 +172,10 @@ def train(
             informed=informed,
             blocks=None if steps is None else _parse(steps, "steps"),
         )
-        wanted |= _given(minutes=minutes)
+        wanted |= _given(minutes=minutes, jitter=jitter)
         train_continuous(folder, out, val, shape, wanted, seed, target, resume, init)
         return
-    _refuse("continuous", minutes=minutes, informed=informed, init=init)
+    _refuse("continuous", minutes=minutes, informed=informed, init=init, jitter=jitter)
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
     if size is not None and crop is not None:
         raise FlowmendError(
