@@ -72,7 +72,8 @@ class ContinuousPrior(Prior):
         self.gaussian = gaussian
         self.stationary = None if stationary is None else stationary.at_size(*shape[1:])
         self.card = dict(card or {})
-        self.turns = 1
+        self.turns: int | None = None
+        """Copies that :meth:`denoise` averages; None is 1, unless a method knows better."""
         self.centre = Chain([Centre(), ChannelMix()])
 
     @property
@@ -110,6 +111,13 @@ class ContinuousPrior(Prior):
         )
         twin.turns = self.turns
         return twin.train(self.training)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether it knows whole images and learnt mirrored ones as well."""
+        recipe = self.card.get("recipe")
+        flips = recipe.get("flip", False) if isinstance(recipe, dict) else False
+        return self.config.size is not None and flips is True
 
     def with_turns(self, turns: int) -> "ContinuousPrior":
         """The same weights (shared), whose :meth:`denoise` averages turned and mirrored copies.
@@ -245,7 +253,7 @@ class ContinuousPrior(Prior):
                 self._denoise(turned(y, way), turned(sigma, way) if sigma.ndim == 4 else sigma),
                 way,
             )
-            for way in range(self.turns)
+            for way in range(self.turns or 1)
         ]
         return sum(found[1:], found[0]) / len(found) if len(found) > 1 else found[0]
 

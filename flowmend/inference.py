@@ -22,7 +22,7 @@ from .prior import FlowPrior, Prior
 from .solution import Solution
 from .whitened import DataTerm, Observe, Progress, Whitened, fast_map, variational
 
-__all__ = ["Request", "infer"]
+__all__ = ["Request", "infer", "turns_of"]
 
 EVALUATIONS, DRAWS = 10, 16
 """Evaluations of a continuous flow's network for each draw, and draws to average at least."""
@@ -62,6 +62,17 @@ class Request:
     def level(self) -> float:
         """The noise level; what lies below the rounding of 8 bits counts as rounding."""
         return max(self.sigma, quantisation_sigma())
+
+
+def turns_of(prior: Prior, method: str) -> int:
+    """How many turned copies of a picture a method asks a prior about, and averages.
+
+    As many as :meth:`~flowmend.continuous.ContinuousPrior.with_turns` says; else ``splitting``
+    asks a network of whole images that has learnt mirrored ones about both.
+    """
+    if not isinstance(prior, ContinuousPrior):
+        return 1
+    return prior.turns or (2 if prior.mirrors and method == "splitting" else 1)
 
 
 def infer(request: Request, prior: Prior) -> Solution:
@@ -179,6 +190,8 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
             "train it again."
         )
     quick = prior.at_precision(request.precision)
+    turns = turns_of(prior, request.method.name)
+    quick = quick if patches else quick.with_turns(turns)
     covariance = prior.stationary.to(next(prior.parameters()))
     y = request.y.to(covariance.mean)
     guidance = Guidance(y, request.operator, request.level, covariance)
@@ -189,7 +202,7 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     if plan.dense and not patches and prior.gaussian is not None:
         gaussian = prior.gaussian.posterior(request.operator, request.level)
     guidance = dataclasses.replace(guidance, y=y, known=plan.known, gaussian=gaussian)
-    settings = {"steps": plan.steps}
+    settings = {"steps": plan.steps, "turns": turns}
     instead = covariance.mean.expand(len(y), *covariance.shape)
     if request.method.name == "splitting":
         x = splitting(

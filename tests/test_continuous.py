@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from conftest import smooth_images
 from properties import (
     check_batch,
     check_gradients,
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributions import MultivariateNormal
 
+import flowmend as fm
 from flowmend.continuous import ContinuousPrior
 from flowmend.errors import FlowmendError
 from flowmend.flow import (
@@ -34,6 +36,7 @@ from flowmend.flow import (
 )
 from flowmend.flow import continuous as module
 from flowmend.prior import FlowPrior, GaussianPrior
+from flowmend.stationary import StationaryGaussian
 from flowmend.turns import turned, turned_back
 from flowmend.weights import load_prior, save_prior
 
@@ -531,7 +534,7 @@ def test_the_mean_of_turned_copies_does_not_know_the_top(turns):
         other = sigma if isinstance(sigma, float) else turned(sigma, turns - 1)
         alone = turned_back(once.denoise(turned(y, turns - 1), other), turns - 1)
         assert float((alone - once.denoise(y, sigma)).abs().max()) > 1e-3
-    assert once.turns == 1
+    assert once.turns is None
 
 
 def test_ways_to_turn_are_the_eight_of_a_square():
@@ -750,3 +753,35 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path, value):
     with pytest.raises(FlowmendError, match="not finite"):
         save_prior(path.with_name("other.safetensors"), broken)
     assert not path.with_name("other.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "flip", "method", "turns"),
+    [
+        ((8, 8), True, "splitting", 2),
+        ((8, 8), True, "posterior", 1),
+        ((8, 8), False, "splitting", 1),
+        (None, True, "splitting", 1),
+    ],
+)
+def test_mirrored_copies_are_asked_about_where_they_were_learnt(size, flip, method, turns):
+    config = VelocityConfig(channels=1, widths=(4, 4), blocks=(1, 1), size=size, crop=8)
+    velocity = randomise(build_velocity(config, 0)).float()
+    stationary = StationaryGaussian.fit([smooth_images(20, 1, 8, 8)])
+    card = {"recipe": {"flip": flip}}
+    prior = ContinuousPrior(velocity, (1, 8, 8), None, card, stationary=stationary).eval()
+    task = fm.make_task("denoise", (1, 8, 8))
+    y = task.measure(smooth_images(2, 1, 8, 8, seed=1), torch.Generator().manual_seed(0))
+    found = fm.restore(y, task, prior, method=method)
+    assert found.settings["turns"] == turns
+    asked = fm.restore(y, task, prior.with_turns(turns), method=method)
+    assert torch.equal(found.x, asked.x)
+    other = fm.restore(y, task, prior.with_turns(3 - turns), method=method)
+    assert not torch.equal(found.x, other.x)
+    assert other.settings["turns"] == 3 - turns
+
+
+@pytest.mark.parametrize("card", [{}, {"recipe": "strong"}, {"recipe": {}}, {"recipe": None}])
+def test_a_card_that_says_nothing_of_mirrors_means_none(card):
+    config = VelocityConfig(channels=1, widths=(4, 4), blocks=(1, 1), size=(8, 8))
+    assert not ContinuousPrior(build_velocity(config, 0), None, None, card).mirrors

@@ -12,6 +12,7 @@ from ..continuous import ContinuousPrior
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..files import read_image, writing
+from ..inference import turns_of
 from ..latent import STARTS
 from ..methods import Method, default_settings, find_method
 from ..patches import PatchPrior
@@ -133,12 +134,13 @@ def restore(
         ),
     ] = None,
     turns: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Average so many turned and mirrored copies (1, 2, 4 or 8): a little better, as "
-            "many times slower. Continuous priors only."
+            "many times slower. Continuous priors only. Default: 2 for splitting with a prior of "
+            "one size, else 1."
         ),
-    ] = 1,
+    ] = None,
     json: o.JsonFile = None,
 ) -> None:
     """Restore damaged pictures.
@@ -182,7 +184,7 @@ def restore(
     weights = load_prior(prior, target)
     if isinstance(weights, FlowPrior) and weights.config.patches:
         weights = PatchPrior(weights)
-    if turns != 1:
+    if turns is not None:
         if not isinstance(weights, ContinuousPrior):
             raise FlowmendError("--turns belongs to continuous priors.")
         weights = weights.with_turns(turns)
@@ -246,7 +248,7 @@ def restore(
             "share": share,
             "seed": seed,
             "precision": precision,
-            "turns": turns,
+            "turns": turns_of(weights, method),
             "tile": (tile or TILE) if any_size else None,
             "made_with": provenance(target),
         }
