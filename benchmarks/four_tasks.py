@@ -183,9 +183,10 @@ def render(arguments: argparse.Namespace) -> None:
         commands = [
             f"`{command}` (commit {'; '.join(places)})" for command, places in runs.items()
         ]
+        searched = any(record["steps"] == steps for record in records)
         page += [
             "",
-            f"## {prior} on {images} faces of `{folder}`, {steps} steps",
+            f"## {prior} on {images} faces of `{folder}`" + (f", {steps} steps" * searched),
             "",
             table(records),
             "",
