@@ -24,7 +24,7 @@ __all__ = ["LowRankPosterior"]
 
 PROBES = 16
 """Random signs that an operator is tried on, for each channel."""
-STEPS, TOLERANCE = 200, 1e-3
+STEPS, TOLERANCE = 200, 1e-4
 """Most iterations of conjugate gradients, and by how much they shrink a residual."""
 DIAGONAL = 0.05
 """Largest relative departure of ``A'A`` from what is diagonal in the cosine transform."""
