@@ -226,7 +226,9 @@ def _low_rank(
         )
         rest = StationaryGaussian(torch.zeros_like(mean), spectrum)
         gaussian = LowRankGaussian(mean, directions, variances, rest)
-    except (KeyError, ValueError, RuntimeError, FlowmendError) as error:
+    except FlowmendError as error:
+        raise FlowmendError(f"The Gaussian in '{path}' cannot be one: {error}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
         raise FlowmendError(f"The Gaussian in '{path}' is incomplete.") from error
     if gaussian.shape != config.shape:
         raise FlowmendError(f"The Gaussian in '{path}' does not fit its configuration.")

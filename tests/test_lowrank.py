@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import flowmend as fm
 from flowmend.continuous import ContinuousPrior
@@ -241,6 +243,30 @@ def test_weights_keep_it(trained, tmp_path):
     broken = fm.FlowPrior(build_flow(prior.config, 0), gaussian(shape=SHAPE).float())
     path = save_prior(tmp_path / "broken.safetensors", broken)
     with pytest.raises(fm.FlowmendError, match="does not fit its configuration"):
+        load_prior(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("spectrum", None, "incomplete"),
+        ("variances", None, "incomplete"),
+        ("variances", torch.neg, "cannot be one: The variances"),
+        ("directions", lambda part: part[:, :, 1:], "cannot be one: Mean, directions"),
+        ("spectrum", lambda part: part[1:], "cannot be one: A spectrum"),
+        ("mean", lambda part: part[0], "incomplete"),
+    ],
+)
+def test_a_broken_one_is_one_sentence(trained, tmp_path, name, change, message):
+    path = save_prior(tmp_path / "large.safetensors", trained[0], card=False)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    part = tensors.pop(f"gaussian.{name}")
+    if change is not None:
+        tensors[f"gaussian.{name}"] = change(part).contiguous()
+    save_file(tensors, path, metadata)
+    with pytest.raises(fm.FlowmendError, match=message):
         load_prior(path)
 
 
