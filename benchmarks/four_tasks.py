@@ -183,10 +183,12 @@ def render(arguments: argparse.Namespace) -> None:
         commands = [
             f"`{command}` (commit {'; '.join(places)})" for command, places in runs.items()
         ]
-        searched = any(record["steps"] == steps for record in records)
+        title = f"{prior} on {images} faces of `{folder}`"
+        if any(record["steps"] == steps for record in records):
+            title += f", {steps} steps"
         page += [
             "",
-            f"## {prior} on {images} faces of `{folder}`" + (f", {steps} steps" * searched),
+            f"## {title}",
             "",
             table(records),
             "",

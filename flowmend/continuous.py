@@ -41,7 +41,8 @@ class ContinuousPrior(Prior):
         shape: Shape (C, H, W) of the images; None is that of the network's configuration.
         gaussian: A Gaussian fitted to the same images, the prior of the LMMSE baseline; one of
             low rank where they are large.
-        card: Facts about the training, for people.
+        card: Facts about the training, for people; of its recipe, whether images were mirrored
+            counts (:attr:`mirrors`).
         evaluations: Evaluations of the network along a path between image and latent, a multiple
             of 4: fewer are faster, more are more exact.
         stationary: A Gaussian of any size fitted to the same images, which lets a measurement
