@@ -16,6 +16,7 @@ from .chance import generator_at
 from .errors import FlowmendError
 from .least_squares import HasAdjoint
 from .lowrank_posterior import LowRankPosterior
+from .lowrank_whitening import LowRankWhitening
 from .pixels import from_bytes
 from .stationary import SMALLEST_VARIANCE, StationaryGaussian
 
@@ -59,6 +60,7 @@ class LowRankGaussian(nn.Module):
         self.register_buffer("variances", variances)
         self.rest = rest
         self._posterior: LowRankPosterior | None = None
+        self._whitening: tuple[int, LowRankWhitening] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,6 +71,14 @@ class LowRankGaussian(nn.Module):
         """The same as a weights file gives it back: its directions rounded to float16."""
         rounded = self.directions.to(torch.float16).to(self.mean)
         return LowRankGaussian(self.mean, rounded, self.variances, self.rest)
+
+    def whitening(self, bits: int) -> LowRankWhitening:
+        """The map of dequantised images of so many bits to white ones, and back; kept."""
+        if self._whitening is None or self._whitening[0] != bits:
+            noise = 1.0 / (12.0 * 4.0**bits)
+            parts = self.mean, self.directions, self.variances, self.rest
+            self._whitening = bits, LowRankWhitening(*parts, noise)
+        return self._whitening[1]
 
     @classmethod
     def fit(

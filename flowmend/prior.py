@@ -23,6 +23,7 @@ from .flow import (
 from .flow.reversible import reversible_decode, reversible_encode
 from .gaussian import GaussianPosterior
 from .lowrank import LowRankGaussian
+from .lowrank_whitening import LowRankWhitening
 from .pixels import dequantise
 
 __all__ = ["FlowPrior", "GaussianPrior", "Prior"]
@@ -124,10 +125,11 @@ class GaussianPrior(Prior):
     """A normal distribution N(mean, C), the prior for which everything has a closed form.
 
     Args:
-        whitening: The map to white images, which holds mean and covariance.
+        whitening: The map to white images, which holds mean and covariance. By that of a Gaussian
+            of low rank only ``encode``, ``decode`` and what follows from them are known here.
     """
 
-    def __init__(self, whitening: Whitening) -> None:
+    def __init__(self, whitening: Whitening | LowRankWhitening) -> None:
         super().__init__()
         self.whitening = whitening
         self._posterior: GaussianPosterior | None = None
@@ -219,7 +221,7 @@ class FlowPrior(Prior):
         flow: The flow, on the range the network sees.
         gaussian: A Gaussian fitted to the same images: the flow's first layer where its
             configuration says ``whiten``, and the prior of the LMMSE baseline. One of low rank
-            where they are large; it whitens nothing.
+            where they are large.
         card: Facts about the training, for people.
 
     Raises:
@@ -233,13 +235,20 @@ class FlowPrior(Prior):
         card: dict | None = None,
     ) -> None:
         super().__init__()
-        if flow.config.whiten and not isinstance(gaussian, GaussianPrior):
-            raise FlowmendError("A flow on whitened images needs the Gaussian that whitens them.")
         self.gaussian = gaussian
         self.card = dict(card or {})
         self.memory = "autograd"
-        first = gaussian.whitening if flow.config.whiten else Centre()
-        self.chain = Chain([first, flow])
+        self.chain = Chain([self._first(flow.config), flow])
+
+    def _first(self, config: FlowConfig) -> Bijection:
+        """The fixed map before the flow."""
+        if not config.whiten:
+            return Centre()
+        if self.gaussian is None:
+            raise FlowmendError("A flow on whitened images needs the Gaussian that whitens them.")
+        if isinstance(self.gaussian, LowRankGaussian):
+            return self.gaussian.whitening(config.bits)
+        return self.gaussian.whitening
 
     @property
     def flow(self) -> MultiscaleFlow:

@@ -11,6 +11,7 @@ from .chance import generator_at, mirrored
 from .checkpoint import open_folder
 from .errors import FlowmendError
 from .flow import FlowConfig, build_flow
+from .lowrank import LowRankGaussian
 from .pixels import dequantise
 from .prior import FlowPrior, GaussianPrior
 from .recipes import RECIPES, Recipe
@@ -20,8 +21,6 @@ from .weights import add_to_card
 __all__ = ["RECIPES", "Recipe", "Run", "finish", "round_trip_error", "train"]
 
 SAMPLES, SAMPLE_TEMPERATURE = 64, 0.8
-LARGEST_WHITENED = 12288
-"""Images of more values than this are not whitened: the matrix would not fit in memory."""
 CHECKPOINT_SECONDS = 300.0
 
 
@@ -68,13 +67,9 @@ class Run(TrainingRun):
         if images.shape[1:] != config.shape or validation.shape[1:] != config.shape:
             raise FlowmendError(f"Training images must have shape {config.shape}.")
         super().__init__(out, config, recipe, images, validation, seed, device, len(images))
-        if config.whiten and config.dimensions > LARGEST_WHITENED:
-            raise FlowmendError(
-                f"Images of {config.dimensions:,} values are too large to whiten (at most "
-                f"{LARGEST_WHITENED:,}): train smaller ones, or choose the preset glow."
-            )
-        dense = config.dimensions <= LARGEST_GAUSSIAN or config.whiten
-        self.gaussian = self._fit_gaussian(progress, dense)
+        self.gaussian = self._fit_gaussian(
+            progress, config.dimensions <= LARGEST_GAUSSIAN
+        ).as_stored()
         prior = FlowPrior(build_flow(config, seed), self.gaussian).to(self.device)
         first = images[torch.randperm(len(images), generator=generator_at(seed, 1))[:256]]
         start = dequantise(first.float() / 255.0, config.bits, generator_at(seed, 2))
@@ -103,15 +98,17 @@ class Run(TrainingRun):
         return {
             "val_bits_per_dim": round(record["val_bits_per_dim"], 4),
             "train_bits_per_dim": round(record["train_bits_per_dim"], 4),
-            "gaussian_val_bits_per_dim": None
-            if not isinstance(self.gaussian, GaussianPrior)
-            else round(self._gaussian_bits(), 4),
+            "gaussian_val_bits_per_dim": round(self._gaussian_bits(), 4),
         }
 
+    @torch.no_grad()
     def _gaussian_bits(self) -> float:
+        """Mean bits per dimension of the held-out images by the Gaussian alone."""
+        gaussian, bits = self.gaussian, self.config.bits
+        if isinstance(gaussian, LowRankGaussian):
+            gaussian = GaussianPrior(gaussian.whitening(bits))
         x = self.validation.to(self.device, torch.float32) / 255.0
-        bits = self.gaussian.bits_per_dim(x, self.config.bits, generator_at(0, 0))
-        return float(bits.mean())
+        return float(gaussian.bits_per_dim(x, bits, generator_at(0, 0)).mean())
 
 
 def train(

@@ -30,7 +30,7 @@ LAYERS = (
         "muon",
     ),
     ("coordinates",),
-    ("lowrank_posterior",),
+    ("lowrank_posterior", "lowrank_whitening"),
     ("lowrank",),
     (
         "prior",

@@ -1,6 +1,7 @@
 """Gaussians of low rank: the fit, the posterior against dense matrices, and what it is for."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -189,16 +190,21 @@ def test_the_last_posterior_is_kept_while_it_serves():
 # Flows of large images
 
 
+def pictures(count):
+    """Ramps of 40 x 36 pixels, each of a colour of its own, with a little noise."""
+    ramp = torch.linspace(0.0, 1.0, 36).expand(3, 40, 36)
+    tone = torch.rand(count, 3, 1, 1, generator=source(8))
+    x = 0.2 + 0.6 * tone * ramp + 0.02 * torch.randn(count, 3, 40, 36, generator=source(9))
+    return (255.0 * x).round().clamp(0, 255).to(torch.uint8)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A small flow of images of 40 x 36 pixels, more values than a dense Gaussian is fitted to."""
     config = dataclasses.replace(
         preset("glow", height=40, width=36, steps=(1, 1), split=(False, False), hidden=8, bits=8)
     )
-    ramp = torch.linspace(0.0, 1.0, 36).expand(3, 40, 36)
-    tone = torch.rand(64, 3, 1, 1, generator=source(8))
-    x = 0.2 + 0.6 * tone * ramp + 0.02 * torch.randn(64, 3, 40, 36, generator=source(9))
-    levels = (255.0 * x).round().clamp(0, 255).to(torch.uint8)
+    levels = pictures(64)
     recipe = dataclasses.replace(RECIPES["strong"], epochs=1, batch=16)
     run = Run(tmp_path_factory.mktemp("large"), config, recipe, levels, levels[:8], 0, "cpu")
     return run.kept().eval(), levels[:3].float() / 255.0
@@ -270,10 +276,70 @@ def test_a_broken_one_is_one_sentence(trained, tmp_path, name, change, message):
         load_prior(path)
 
 
-def test_a_flow_on_whitened_images_needs_a_dense_one():
-    config = preset("whitened", height=8, width=8, steps=(1,), split=(False,), hidden=4)
-    with pytest.raises(fm.FlowmendError, match="that whitens them"):
-        fm.FlowPrior(build_flow(config, 0), gaussian(shape=(3, 8, 8)))
+# Whitening
+
+
+def test_whitening_makes_its_own_covariance_the_identity():
+    low, bits = gaussian(), 5
+    mapped = low.whitening(bits)
+    eye = torch.eye(SIZE, dtype=torch.float64).view(-1, *SHAPE)
+    matrix = mapped.encode(low.mean + eye)[0].flatten(1)
+    covariance = dense(low) + torch.eye(SIZE, dtype=torch.float64) / (12.0 * 4.0**bits)
+    torch.testing.assert_close(
+        matrix.T @ covariance @ matrix, torch.eye(SIZE).double(), rtol=0, atol=1e-8
+    )
+    wrong = gaussian()
+    wrong.variances *= 1.1
+    wrong = wrong.whitening(bits).encode(low.mean + eye)[0].flatten(1)
+    assert float((wrong.T @ covariance @ wrong - torch.eye(SIZE)).abs().max()) > 1e-2
+
+
+def test_whitening_knows_its_volume_and_its_inverse():
+    low = gaussian()
+    mapped, x = low.whitening(8), torch.rand(2, *SHAPE, generator=source(3)).double()
+    z, logdet = mapped.encode(x)
+    jacobian = torch.func.jacrev(lambda v: mapped.encode(v[None])[0][0].flatten())(x[0])
+    found = torch.linalg.slogdet(jacobian.reshape(SIZE, SIZE))[1]
+    torch.testing.assert_close(logdet, found.expand(2), rtol=1e-9, atol=1e-8)
+    back, inverse = mapped.decode(z)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
+    assert torch.equal(inverse, -logdet)
+    assert low.whitening(8) is mapped
+    assert low.whitening(5) is not mapped
+
+
+def test_whitening_in_float32_goes_there_and_back():
+    low = gaussian().float()
+    x = torch.rand(2, *SHAPE, generator=source(3))
+    z = low.whitening(8).encode(x)[0]
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(low.whitening(8).decode(z)[0], x, rtol=0, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(low.whitening(8).encode(x)[0], z)
+
+
+def test_a_flow_of_large_images_stands_on_it(tmp_path):
+    config = preset(
+        "whitened", height=40, width=36, steps=(1, 1), split=(False, False), hidden=8, bits=8
+    )
+    levels = pictures(64)
+    recipe = dataclasses.replace(RECIPES["strong"], epochs=1, batch=16)
+    run = Run(tmp_path / "run", config, recipe, levels, levels[:8], 0, "cpu")
+    prior = run.kept().eval()
+    x = levels[:2].float() / 255.0
+    torch.testing.assert_close(prior.decode(prior.encode(x)[0])[0], x, rtol=0, atol=1e-3)
+    bits = run.results(run.measure() | {"train_bits_per_dim": 0.0})
+    assert abs(bits["val_bits_per_dim"] - bits["gaussian_val_bits_per_dim"]) < 0.5
+    # the Gaussian knows the colour of a ramp, which independent pixels do not
+    deviation = float(levels.double().std(0).mean())
+    assert bits["gaussian_val_bits_per_dim"] < math.log2(
+        deviation * math.sqrt(2 * math.pi * math.e)
+    )
+    loaded = load_prior(save_prior(tmp_path / "large.safetensors", prior))
+    torch.testing.assert_close(loaded.encode(x), prior.encode(x), rtol=1e-4, atol=1e-3)
+    task = fm.make_task("inpaint", prior.shape)
+    found = fm.restore(task.measure(x, source(10)), task, loaded, steps=2)
+    assert float((found.x - x).square().mean()) < 0.01
 
 
 def test_continuous_flows_of_large_images_start_from_it(tmp_path):

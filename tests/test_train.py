@@ -438,14 +438,6 @@ def test_images_of_another_shape_are_refused(tmp_path, images, validation):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_too_large_to_whiten_are_refused_before_any_work(tmp_path):
-    config = FlowConfig(height=128, width=128, steps=(0,), split=(False,), whiten=True)
-    images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
-    with pytest.raises(FlowmendError, match="too large to whiten"):
-        train(images, images, tmp_path, config, STRONG)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FlowmendError, match="Cannot write"):
