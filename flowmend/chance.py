@@ -9,6 +9,7 @@ from .pixels import path_time
 __all__ = [
     "MIXED",
     "SURE",
+    "dropped",
     "generator_at",
     "mirrored",
     "random_crop",
@@ -39,6 +40,16 @@ def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images (B, C, H, W), each left as it is or turned left to right, with equal chances."""
     turned = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     return torch.where(turned, images.flip(-1), images)
+
+
+def dropped(h: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Features with a share of their values at 0, at random, the others enlarged to make up.
+
+    Source: Dropout: A Simple Way to Prevent Neural Networks from Overfitting (Srivastava et al.,
+    2014), https://jmlr.org/papers/v15/srivastava14a.html
+    """
+    kept = torch.empty(h.shape).bernoulli_(1.0 - share, generator=generator)
+    return h * (kept / (1.0 - share)).to(h)
 
 
 def random_crop(image: Tensor, side: int, generator: torch.Generator) -> Tensor:

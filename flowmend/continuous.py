@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from .cosines import mix_channels
 from .errors import FlowmendError
 from .flow import (
     EVALUATIONS,
@@ -25,7 +24,7 @@ from .flow import (
     standard_normal_log_prob,
 )
 from .lowrank import LowRankGaussian
-from .pixels import centre, dequantise, path_time
+from .pixels import dequantise, path_time
 from .prior import GaussianPrior, Prior
 from .stationary import StationaryGaussian
 from .turns import TURNS, turned, turned_back
@@ -274,10 +273,4 @@ def _gaussian_velocity(gaussian: GaussianPrior | LowRankGaussian | None) -> Gaus
     """A Gaussian on [0, 1] as the velocity on the network's range."""
     if not isinstance(gaussian, GaussianPrior):
         raise FlowmendError("This network needs the Gaussian that it was trained with.")
-    covariance = gaussian.covariance().cpu()
-    for _ in range(2):
-        mixed = mix_channels(covariance.reshape(-1, *gaussian.shape)).reshape(covariance.shape)
-        covariance = 2.0 * mixed.T
-    return GaussianVelocity(
-        mix_channels(centre(gaussian.mean.cpu().double()[None]))[0], covariance
-    )
+    return GaussianVelocity.of_images(gaussian.mean.cpu(), gaussian.covariance().cpu())

@@ -1,13 +1,14 @@
 """Mean and covariance of images, regularised so that images not seen are likely too."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .pixels import dequantise
 
-__all__ = ["fit_covariance"]
+__all__ = ["cross_fitted", "fit_covariance"]
 
 
 def fit_covariance(
@@ -26,31 +27,71 @@ def fit_covariance(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     tenth = len(images) // 10
     held, rest = images[order[:tenth]], images[order[tenth:]]
-    moments = _Moments(rest, bits, flip)
+    moments = _Moments.of(rest, bits, flip)
     if tenth and (smoothing is None or shrinkage is None):
-        second = _Moments(held, bits, flip).second_about(moments.mean)
+        second = _Moments.of(held, bits, flip).second_about(moments.mean)
         smoothing, shrinkage = _likeliest(
             moments.covariance, second, shape, bits, smoothing, shrinkage
         )
     elif smoothing is None or shrinkage is None:
         smoothing, shrinkage = smoothing or 0.0, 0.5 if shrinkage is None else shrinkage
-    moments = _Moments(images, bits, flip)
+    moments = _Moments.of(images, bits, flip)
     covariance = _regularised(moments.covariance, shape, bits, smoothing, shrinkage)
     return moments.mean.reshape(shape), covariance
 
 
-class _Moments:
-    """Mean (D,) and covariance (D, D) of uint8 images, in float64, a thousand at a time."""
+def cross_fitted(
+    images: Tensor, bits: int, flip: bool, folds: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean (C, H, W) and covariance (D, D), float64, of all images but those of each fold.
 
-    def __init__(self, images: Tensor, bits: int, flip: bool) -> None:
+    What they say of an image of that fold is what they will say of images never seen. They are
+    regularised alike, such that the first fold is likeliest.
+
+    Args:
+        images: Training images (N, C, H, W), uint8; image i belongs to fold ``i % folds``.
+        bits: Bits per channel.
+        flip: Whether mirrored images count too.
+        folds: Their number, at least 2.
+    """
+    shape = tuple(images.shape[1:])
+    parts = [_Moments.of(images[fold::folds], bits, flip) for fold in range(folds)]
+    shares = None
+    for fold, part in enumerate(parts):
+        others = _Moments.together(parts[:fold] + parts[fold + 1 :])
+        if shares is None:
+            second = part.second_about(others.mean)
+            shares = _likeliest(others.covariance, second, shape, bits, None, None)
+        yield others.mean.reshape(shape), _regularised(others.covariance, shape, bits, *shares)
+
+
+class _Moments:
+    """How many images, their mean (D,) and covariance (D, D), in float64."""
+
+    def __init__(self, count: int, mean: Tensor, covariance: Tensor) -> None:
+        self.count, self.mean, self.covariance = count, mean, covariance
+
+    @classmethod
+    def of(cls, images: Tensor, bits: int, flip: bool) -> "_Moments":
+        """Those of uint8 images, a thousand at a time."""
         parts = images.split(1024)
         count = len(images) * (2 if flip else 1)
-        self.mean = sum(self._values(part, bits, flip).sum(0) for part in parts) / count
-        self.covariance = self.mean.new_zeros(len(self.mean), len(self.mean))
+        mean = sum(cls._values(part, bits, flip).sum(0) for part in parts) / count
+        covariance = mean.new_zeros(len(mean), len(mean))
         for part in parts:
-            x = self._values(part, bits, flip) - self.mean
-            self.covariance.addmm_(x.T, x)
-        self.covariance.div_(count)
+            x = cls._values(part, bits, flip) - mean
+            covariance.addmm_(x.T, x)
+        return cls(count, mean, covariance.div_(count))
+
+    @classmethod
+    def together(cls, parts: Sequence["_Moments"]) -> "_Moments":
+        """Those of all the images that several were found from."""
+        count = sum(part.count for part in parts)
+        mean = sum(part.mean * (part.count / count) for part in parts)
+        covariance = torch.zeros_like(parts[0].covariance)
+        for part in parts:
+            covariance.add_(part.second_about(mean), alpha=part.count / count)
+        return cls(count, mean, covariance)
 
     @staticmethod
     def _values(images: Tensor, bits: int, flip: bool) -> Tensor:

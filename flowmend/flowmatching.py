@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .chance import generator_at, mirrored, random_crop, random_parts, time_maps
+from .chance import dropped, generator_at, mirrored, random_crop, random_parts, time_maps
 from .checkpoint import open_folder
 from .continuous import ContinuousPrior
+from .covariance import cross_fitted
 from .data import middle_crop
 from .errors import FlowmendError
-from .flow import VelocityConfig, build_velocity
+from .flow import GaussianVelocity, VelocityConfig, build_velocity
 from .growth import grow
 from .hints import HintBank
 from .lowrank import LowRankGaussian
@@ -104,7 +105,10 @@ class MatchingRun(TrainingRun):
             grow(velocity, first.velocity)
         prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
         self.shares = recipe.mixed, recipe.focused, recipe.sure
-        self.bank = HintBank(velocity.gaussian, seed, *self.shares) if config.informed else None
+        self.bank = None
+        if config.informed:
+            gaussians = self._gaussians(progress) or [velocity.gaussian]
+            self.bank = HintBank(gaussians, seed, *self.shares)
         self._begin(prior.to(self.device))
 
     def _check_larger(
@@ -118,6 +122,18 @@ class MatchingRun(TrainingRun):
         if larger is None or len(larger) != len(images):
             raise FlowmendError("Jitter needs every training image in more pixels, too.")
         return larger
+
+    def _gaussians(self, progress: Progress | None) -> list[GaussianVelocity]:
+        """The Gaussian without each fold of the images; none where there are too few."""
+        bits, flip, folds = self.config.bits, self.recipe.flip, self.recipe.folds
+        found: list[GaussianVelocity] = []
+        if folds < 2 or len(self.images) < 2 * folds:
+            return found
+        for mean, covariance in cross_fitted(self.images, bits, flip, folds):
+            found.append(GaussianVelocity.of_images(mean, covariance))
+            if progress is not None:
+                progress(0, self.steps, f"fitting Gaussian {len(found)} of {folds}")
+        return found
 
     def _fit_stationary(self) -> StationaryGaussian:
         """The stationary Gaussian of the training images, or of crops of them."""
@@ -181,10 +197,12 @@ class MatchingRun(TrainingRun):
         if self.bank is None:
             t, hints = time_maps(tuple(x.shape), noise, *self.shares), None
         else:
-            t, hints = self.bank.draw(len(x), self.step, noise)
+            t, hints = self.bank.draw(owners, self.step, noise)
         x, t = x.to(self.device), t.to(self.device)
+        share = self.recipe.dropout
+        drop = (lambda h: dropped(h, share, noise)) if share else None
         with self._autocast():
-            loss = matching_loss(self.prior.velocity, x, t, start, hints)
+            loss = matching_loss(self.prior.velocity, x, t, start, hints, drop)
         if self.recipe.relative:
             loss = (loss + LEAST_LOSS).log()
         return loss.mean()

@@ -1,5 +1,7 @@
 """The Gaussian's velocities for the mixed times of a training batch, at a bearable cost."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from .flow import GaussianVelocity
 __all__ = ["HintBank"]
 
 MAPS = 24
-"""Maps of times that are at hand at any step."""
+"""Maps of times that are at hand at any step; no fewer than there may be folds."""
 EVERY = 20
 """Steps after which the oldest map gives way to a new one: each costs a large factorisation."""
 
@@ -20,8 +22,12 @@ class HintBank:
     Step s sees the maps numbered from ``s // 20`` on; a map depends on the seed and its number
     alone, so that a resumed run sees the same.
 
+    Where there are several Gaussians, map s is for images of fold ``s % K`` alone, and so is
+    Gaussian ``s % K``, which was fitted without them: on images that it has seen a Gaussian is
+    better than on others, and a network that learns from it would trust it too much.
+
     Args:
-        gaussian: The Gaussian.
+        gaussians: The Gaussian, or K of them, one for each fold of the images.
         seed: Seed of the run.
         mixed: Share of the images with times of several kinds, here and below as
             :func:`flowmend.chance.time_maps` has it.
@@ -31,13 +37,13 @@ class HintBank:
 
     def __init__(
         self,
-        gaussian: GaussianVelocity,
+        gaussians: Sequence[GaussianVelocity],
         seed: int,
         mixed: float = MIXED,
         focused: float = 0.0,
         sure: float = SURE,
     ) -> None:
-        self.gaussian, self.seed = gaussian, seed
+        self.gaussians, self.seed = list(gaussians), seed
         self.mixed, self.focused, self.sure = mixed, focused, sure
         self._maps: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -49,52 +55,68 @@ class HintBank:
         for number in wanted:
             if number not in self._maps:
                 times = self._times(number)
-                self._maps[number] = times, self.gaussian.gain(times).float()
+                gaussian = self.gaussians[number % len(self.gaussians)]
+                self._maps[number] = times, gaussian.gain(times).float()
         return [self._maps[number] for number in wanted]
 
     def _times(self, number: int) -> Tensor:
         """A map that is not even."""
         generator = generator_at(self.seed, 8, number)
         while True:
-            for times in time_maps((16, *self.gaussian.mean.shape), generator, sure=self.sure):
+            for times in time_maps((16, *self.gaussians[0].mean.shape), generator, sure=self.sure):
                 if float(times.min()) < float(times.max()):
                     return times
 
-    def draw(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, "Hints"]:
+    def draw(
+        self, owners: Tensor, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, "Hints"]:
         """Times (B, C, H, W) as :func:`flowmend.chance.time_maps`, the mixed ones of the window.
 
-        Returns the times and what gives the Gaussian's velocities of points at them.
+        Args:
+            owners: Numbers (B,) of the images; image i belongs to fold ``i % K``.
+            step: Step of the run.
+            generator: Source of all that is random.
+
+        Returns:
+            The times and what gives the Gaussian's velocities of points at them.
         """
-        maps = self.prepare(step)
-        times = time_maps((count, *self.gaussian.mean.shape), generator, self.mixed, self.focused)
+        maps, folds = self.prepare(step), len(self.gaussians)
+        shape = len(owners), *self.gaussians[0].mean.shape
+        times = time_maps(shape, generator, self.mixed, self.focused)
         flat = times.flatten(1)
         even = flat.amin(1) == flat.amax(1)
-        which = torch.randint(len(maps), (count,), generator=generator)
+        which = torch.randint(len(maps) // folds, (len(owners),), generator=generator)
+        which = folds * which + (owners - step // EVERY) % folds
         which = torch.where(even, -1, which)
         chosen = torch.stack([maps[k][0] if k >= 0 else times[i] for i, k in enumerate(which)])
-        return chosen, Hints(self.gaussian, maps, which)
+        return chosen, Hints(self.gaussians, maps, owners % folds, which)
 
 
 class Hints:
-    """The Gaussian's velocities for one batch; see :class:`HintBank`."""
+    """The Gaussians' velocities for one batch; see :class:`HintBank`."""
 
     def __init__(
-        self, gaussian: GaussianVelocity, maps: list[tuple[Tensor, Tensor]], which: Tensor
+        self,
+        gaussians: Sequence[GaussianVelocity],
+        maps: list[tuple[Tensor, Tensor]],
+        folds: Tensor,
+        which: Tensor,
     ) -> None:
-        self.gaussian, self.maps, self.which = gaussian, maps, which
+        self.gaussians, self.maps, self.folds, self.which = gaussians, maps, folds, which
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Velocities (B, C, H, W) of points (B, C, H, W) at times (B, C, H, W)."""
         x = x_t.float()
         found = torch.empty_like(x)
-        self.gaussian.basis()
-        for k in self.which.unique().tolist():
-            rows = torch.nonzero(self.which == k).flatten()
+        for fold, k in torch.stack([self.folds, self.which], dim=1).unique(dim=0).tolist():
+            gaussian = self.gaussians[fold]
+            rows = torch.nonzero((self.folds == fold) & (self.which == k)).flatten()
             if k < 0:
-                found[rows] = self.gaussian(x[rows], t[rows].flatten(1)[:, 0])
+                gaussian.basis()
+                found[rows] = gaussian(x[rows], t[rows].flatten(1)[:, 0])
                 continue
             times, gain = self.maps[k]
-            seen = (x[rows] - times.to(x) * self.gaussian.mean.to(x)).flatten(1)
-            found[rows] = (seen @ gain.to(x).T).view(-1, *x.shape[1:]) + self.gaussian.mean.to(x)
+            seen = (x[rows] - times.to(x) * gaussian.mean.to(x)).flatten(1)
+            found[rows] = (seen @ gain.to(x).T).view(-1, *x.shape[1:]) + gaussian.mean.to(x)
         return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .chance import generator_at, stratified_times
 from .continuous import ContinuousPrior
-from .flow import VelocityNet, expanded
+from .flow import Drop, VelocityNet, expanded
 from .metrics import psnr
 from .pixels import dequantise, from_bytes
 
@@ -27,6 +27,7 @@ def matching_loss(
     t: Tensor,
     noise: Tensor,
     linear: Callable[[Tensor, Tensor], Tensor] | None = None,
+    drop: Drop | None = None,
 ) -> Tensor:
     """Mean squared error of the network's residual F, shape (B,): 1 is that of no network.
 
@@ -40,13 +41,14 @@ def matching_loss(
         noise: Starts of the paths (B, C, H, W), standard normal.
         linear: Gives the Gaussian's velocities of points at times, for an informed network; None
             lets the network compute them.
+        drop: What leaves out features; see :meth:`VelocityNet.residual`.
     """
     times = expanded(t).expand(x.shape)
     x_t = (1.0 - times) * noise + times * x
     c_in, c_skip, c_out = velocity.factors(x_t, t)
     target = (x - noise - c_skip * x_t) / c_out
     hints = None if linear is None else linear(x_t, t)
-    errors = (velocity.residual(c_in * x_t, t, hints) - target).square()
+    errors = (velocity.residual(c_in * x_t, t, hints, drop) - target).square()
     counts = (times < 1.0).to(errors)
     return (errors * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1.0)
 

@@ -14,6 +14,8 @@ from .muon import Muon
 
 __all__ = ["RECIPES", "MatchingRecipe", "Recipe"]
 
+MOST_FOLDS = 20
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -127,6 +129,11 @@ class MatchingRecipe(Recipe):
             and smooth and busy images, count alike.
         jitter: Of an image of one size, the largest share that may be cut off before it is shown;
             see :func:`flowmend.chance.random_parts`.
+        folds: Parts of the training images of an informed network: of an image it sees what a
+            Gaussian makes that was fitted without the image's own part, as it will of new ones;
+            1, or fewer than two images in a part, for one Gaussian of all.
+        dropout: Share of the features of the coarser levels that are left out at random, against
+            learning images by heart.
         muon: Whether :class:`~flowmend.muon.Muon` is the optimiser, and not AdamW alone.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
@@ -145,6 +152,8 @@ class MatchingRecipe(Recipe):
     sure: float = SURE
     relative: bool = False
     jitter: float = 0.0
+    folds: int = 5
+    dropout: float = 0.0
     muon: bool = False
 
     def __post_init__(self) -> None:
@@ -159,6 +168,10 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The share of values that are known exactly is one of 0 to 1.")
         if not 0 <= self.jitter <= 0.5:
             raise FlowmendError("The jitter, a share of a picture's side, is one of 0 to 0.5.")
+        if not 1 <= self.folds <= MOST_FOLDS:
+            raise FlowmendError(f"The folds of the training images are 1 to {MOST_FOLDS}.")
+        if not 0 <= self.dropout < 1:
+            raise FlowmendError("The dropout, a share of the features, is one of 0 to 1.")
 
     def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """AdamW or Muon for a module's parameters, on their device."""

@@ -136,7 +136,7 @@ class Truth(VelocityNet):
         super().__init__(config)
         self.image = nn.Parameter(image)
 
-    def residual(self, u, t, linear=None):
+    def residual(self, u, t, linear=None, drop=None):
         c_in, c_skip, c_out = self.factors(u, t)
         x_t = u / c_in
         return ((self.image - x_t) / (1.0 - t).view(-1, 1, 1, 1) - c_skip * x_t) / c_out
@@ -267,7 +267,7 @@ def batches_of(run, monkeypatch, epochs=1):
     monkeypatch.setattr(
         flowmatching,
         "matching_loss",
-        lambda velocity, x, t, noise, linear: (
+        lambda velocity, x, t, noise, linear, drop: (
             seen.append((x, t, noise)) or loss(velocity, x, t, noise, linear)
         ),
     )

@@ -11,13 +11,15 @@ from conftest import save_png, smooth_images
 from properties import randomise
 
 import flowmend as fm
-from flowmend.chance import time_maps
+from flowmend.chance import dropped, time_maps
 from flowmend.continuous import ContinuousPrior
 from flowmend.coordinates import known_coordinates
+from flowmend.covariance import cross_fitted
 from flowmend.errors import FlowmendError
-from flowmend.flow import VelocityConfig, build_velocity
+from flowmend.flow import GaussianVelocity, VelocityConfig, build_velocity
 from flowmend.flowmatching import MatchingRun, match
 from flowmend.hints import EVERY, MAPS, HintBank
+from flowmend.pixels import dequantise
 from flowmend.prior import GaussianPrior
 from flowmend.recipes import MatchingRecipe
 from flowmend.weights import load_prior, save_prior
@@ -196,20 +198,104 @@ def test_files_keep_it(tmp_path):
 
 def test_hints_are_those_of_the_gaussian_and_resume():
     velocity = velocity_of(prior())
-    bank = HintBank(velocity, seed=5)
-    t, hints = bank.draw(40, 3 * EVERY + 1, source(2))
+    bank, owners = HintBank([velocity], seed=5), torch.arange(40)
+    t, hints = bank.draw(owners, 3 * EVERY + 1, source(2))
     kinds = {float(row.min()) < float(row.max()) for row in t.flatten(1)}
     assert kinds == {True, False}
     x = torch.randn(40, *SHAPE, generator=source())
     wanted = torch.cat([velocity(x[i : i + 1], t[i : i + 1]) for i in range(40)])
     torch.testing.assert_close(hints(x, t), wanted, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(hints(x, t), wanted.roll(1, 0), atol=1e-2)
-    again = HintBank(velocity, seed=5).draw(40, 3 * EVERY + 1, source(2))[0]
+    again = HintBank([velocity], seed=5).draw(owners, 3 * EVERY + 1, source(2))[0]
     assert torch.equal(again, t)
     first = [number for number in bank._maps]
     bank.prepare(4 * EVERY)
     assert [number for number in bank._maps] == [*first[1:], first[-1] + 1]
     assert len(first) == MAPS
+
+
+@pytest.mark.parametrize("step", [0, 7 * EVERY])
+def test_images_see_the_gaussian_of_their_own_fold(step):
+    parts = cross_fitted(LEVELS, 8, True, 3)
+    gaussians = [GaussianVelocity.of_images(*part) for part in parts]
+    owners = torch.randperm(60, generator=source(3))
+    t, hints = HintBank(gaussians, seed=5).draw(owners, step, source(2))
+    x = torch.randn(60, *SHAPE, generator=source())
+    one = [slice(i, i + 1) for i in range(60)]
+    by = [torch.cat([part(x[i], t[i]) for i in one]) for part in gaussians]
+    wanted = torch.stack([by[owner % 3][i] for i, owner in enumerate(owners.tolist())])
+    torch.testing.assert_close(hints(x, t), wanted, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(hints(x, t), by[0], atol=1e-2)
+
+
+def test_a_fold_is_not_in_its_gaussian():
+    mean, covariance = list(cross_fitted(LEVELS, 8, False, 4))[1]
+    others = torch.cat([LEVELS[fold::4] for fold in (0, 2, 3)])
+    x = dequantise(others.double() / 255.0, 8)
+    torch.testing.assert_close(mean, x.mean(0))
+    moments = torch.cov(x.flatten(1).T, correction=0)
+    strength = (covariance.diagonal() - 1.0 / (12.0 * 4.0**8)).sum() / moments.trace()
+    assert float(strength) == pytest.approx(1.0, abs=0.1)
+    changed = LEVELS.clone()
+    changed[1::4] = 255 - changed[1::4]
+    same = list(cross_fitted(changed, 8, False, 4))[1]
+    torch.testing.assert_close(same[0], mean)
+    assert not torch.allclose(next(iter(cross_fitted(changed, 8, False, 4)))[0], mean, atol=1e-3)
+
+
+def test_few_images_share_one_gaussian(tmp_path):
+    run = MatchingRun(tmp_path, CONFIG, RECIPE, LEVELS[:9], LEVELS[:8], 0, "cpu")
+    assert run.bank.gaussians == [run.prior.velocity.gaussian]
+    run = MatchingRun(tmp_path, CONFIG, RECIPE, LEVELS[:10], LEVELS[:8], 0, "cpu")
+    assert len(run.bank.gaussians) == 5
+    recipe = dataclasses.replace(RECIPE, folds=1)
+    run = MatchingRun(tmp_path, CONFIG, recipe, LEVELS, LEVELS[:8], 0, "cpu")
+    assert run.bank.gaussians == [run.prior.velocity.gaussian]
+
+
+def test_dropout_leaves_out_a_share_and_keeps_the_mean():
+    h = torch.ones(40, 50, 10)
+    found = dropped(h, 0.2, source())
+    assert set(found.unique().tolist()) == {0.0, 1.25}
+    assert float(found.mean()) == pytest.approx(1.0, abs=0.01)
+    assert torch.equal(found, dropped(h, 0.2, source()))
+    assert not torch.equal(found, dropped(h, 0.2, source(1)))
+
+
+def test_dropout_spares_the_finest_level_and_only_trains(tmp_path):
+    seen = []
+
+    def drop(h):
+        seen.append(h.shape[1])
+        return h
+
+    velocity = prior(size=0.3).float().velocity
+    x, t = torch.randn(2, *SHAPE, generator=source()), torch.tensor([0.3, 0.6])
+    plain = velocity.residual(x, t)
+    torch.testing.assert_close(velocity.residual(x, t, drop=drop), plain)
+    widths, blocks = velocity.config.widths, velocity.config.blocks
+    assert len(seen) == sum(2 * n for n in blocks[1:-1]) + blocks[-1]
+    assert set(seen) == set(widths[1:])
+    assert not torch.equal(
+        velocity.residual(x, t, drop=lambda h: dropped(h, 0.5, source())), plain
+    )
+
+    losses = []
+    for share in (0.0, 0.5, 0.5):
+        recipe = dataclasses.replace(RECIPE, dropout=share)
+        run = MatchingRun(tmp_path, CONFIG, recipe, LEVELS, LEVELS[:8], 0, "cpu")
+        run.prior.velocity.load_state_dict(velocity.state_dict())
+        with torch.no_grad():
+            losses.append(float(run.loss(torch.arange(8), source(4))))
+    assert losses[0] != losses[1] == losses[2]
+
+
+@pytest.mark.parametrize(
+    "change", [{"folds": 0}, {"folds": 21}, {"dropout": 1.0}, {"dropout": -0.1}]
+)
+def test_wrong_shares_are_one_sentence(change):
+    with pytest.raises(fm.FlowmendError, match=next(iter(change))):
+        dataclasses.replace(RECIPE, **change)
 
 
 def run_in(out, config=CONFIG, first=None):
@@ -233,13 +319,27 @@ def test_it_learns_more_than_the_gaussian(tmp_path):
     busy = (torch.arange(128) % 2).view(-1, 1, 1, 1)
     values = 2.0 * torch.rand((128, *SHAPE), generator=source(4)) - 1.0
     levels = (128.0 + 100.0 * busy * values).round().to(torch.uint8)
-    recipe = dataclasses.replace(RECIPE, epochs=12, learning_rate=2e-2)
+    recipe = dataclasses.replace(RECIPE, epochs=12, learning_rate=2e-2, folds=1)
     run = MatchingRun(tmp_path / "run", CONFIG, recipe, levels, levels[:64], 0, "cpu")
     before = run.measure()["val_psnr_25"]
     records = []
     match(levels, levels[:64], tmp_path / "out", CONFIG, recipe, report=records.append)
     assert records[-1]["val_psnr_25"] > before + 0.1
     assert float(load_prior(tmp_path / "out").velocity.share) != 1.0
+
+
+def test_a_gaussian_that_saw_the_images_is_not_trusted_on_others(tmp_path):
+    """Noise, of which few pictures show a pattern that is not there."""
+    noise = 255.0 * torch.rand((192, *SHAPE), generator=source(4))
+    levels = noise.round().to(torch.uint8)
+    losses = {}
+    for folds in (1, 5):
+        recipe = dataclasses.replace(RECIPE, epochs=12, learning_rate=2e-2, folds=folds)
+        run = MatchingRun(tmp_path, CONFIG, recipe, levels[:128], levels[128:], 0, "cpu")
+        for _ in range(run.steps):
+            run.advance()
+        losses[folds] = run.measure()["val_loss"]
+    assert losses[5] < losses[1] - 0.005
 
 
 def test_commands(run, tmp_path):

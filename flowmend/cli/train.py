@@ -123,6 +123,13 @@ def train(
             "random, each time it is shown."
         ),
     ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            help="continuous: the share of the network's coarser features that is left out at "
+            "random, so that a long training does not learn the pictures by heart (0.15, say)."
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
@@ -172,10 +179,17 @@ def train(
             informed=informed,
             blocks=None if steps is None else _parse(steps, "steps"),
         )
-        wanted |= _given(minutes=minutes, jitter=jitter)
+        wanted |= _given(minutes=minutes, jitter=jitter, dropout=dropout)
         train_continuous(folder, out, val, shape, wanted, seed, target, resume, init)
         return
-    _refuse("continuous", minutes=minutes, informed=informed, init=init, jitter=jitter)
+    _refuse(
+        "continuous",
+        minutes=minutes,
+        informed=informed,
+        init=init,
+        jitter=jitter,
+        dropout=dropout,
+    )
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
     if size is not None and crop is not None:
         raise FlowmendError(

@@ -14,7 +14,7 @@ from .layers import (
     standard_normal_log_prob,
 )
 from .multiscale import PRESETS, FlowConfig, MultiscaleFlow, build_flow, preset
-from .velocity import VelocityNet, build_velocity, expanded, preconditioning
+from .velocity import Drop, VelocityNet, build_velocity, expanded, preconditioning
 from .velocity_config import VelocityConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ChannelMix",
     "Conditioner",
     "ContinuousFlow",
+    "Drop",
     "FlowConfig",
     "GaussianVelocity",
     "InvertibleConv1x1",

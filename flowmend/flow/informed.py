@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ..cosines import mix_channels
 from ..errors import FlowmendError
+from ..pixels import centre
 
 __all__ = ["GaussianVelocity"]
 
@@ -32,6 +34,14 @@ class GaussianVelocity(nn.Module):
         self._basis: tuple[Tensor, Tensor] | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._factorised = 0
+
+    @classmethod
+    def of_images(cls, mean: Tensor, covariance: Tensor) -> "GaussianVelocity":
+        """From mean (C, H, W) and covariance (D, D) of images on the [0, 1] scale."""
+        for _ in range(2):
+            mixed = mix_channels(covariance.double().reshape(-1, *mean.shape))
+            covariance = 2.0 * mixed.reshape(covariance.shape).T
+        return cls(mix_channels(centre(mean.double()[None]))[0], covariance)
 
     def __deepcopy__(self, memo: dict) -> "GaussianVelocity":
         return self

@@ -13,6 +13,7 @@ Prediction Meets Full-Sequence Diffusion (Chen et al., 2024), https://arxiv.org/
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ from ..errors import FlowmendError
 from .informed import GaussianVelocity
 from .velocity_config import VelocityConfig
 
-__all__ = ["VelocityNet", "build_velocity", "expanded", "preconditioning"]
+__all__ = ["Drop", "VelocityNet", "build_velocity", "expanded", "preconditioning"]
+
+Drop = Callable[[Tensor], Tensor]
+"""From features to the same with some of them left out, in training."""
 
 FREQUENCIES, EMBEDDING = 16, 64
 
@@ -79,10 +83,11 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
-    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, drop: Drop | None = None) -> Tensor:
         scale, shift = self.modulation(time)[:, :, None, None].chunk(2, dim=1)
         inner = self.first(functional.silu(h)) * (1.0 + scale) + shift
-        return h + self.second(functional.silu(inner))
+        inner = functional.silu(inner)
+        return h + self.second(inner if drop is None else drop(inner))
 
 
 class UNet(nn.Module):
@@ -111,24 +116,27 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, drop: Drop | None = None) -> Tensor:
         dtype = self.first.weight.dtype
         h, time = functional.pixel_unshuffle(x.to(dtype), 2), time.to(dtype)
         h = self.first(h.contiguous(memory_format=torch.channels_last))
         if self.position is not None:
             h = h + self.position
-        skips = []
-        for blocks, reduce in zip(self.down, self.reduce, strict=True):
+        # at the finest level, where what is nearly known is told exactly, nothing is left out
+        skips, drops = [], [None] + [drop] * len(self.down)
+        for blocks, reduce, left_out in zip(self.down, self.reduce, drops, strict=False):
             for block in blocks:
-                h = block(h, time)
+                h = block(h, time, left_out)
             skips.append(h)
             h = reduce(h)
         for block in self.middle:
-            h = block(h, time)
-        for blocks, enlarge in zip(reversed(self.up), reversed(self.enlarge), strict=True):
+            h = block(h, time, drops[-1])
+        for blocks, enlarge, left_out in zip(
+            reversed(self.up), reversed(self.enlarge), reversed(drops[:-1]), strict=True
+        ):
             h = enlarge(h) + skips.pop()
             for block in blocks:
-                h = block(h, time)
+                h = block(h, time, left_out)
         return functional.pixel_shuffle(self.last(functional.silu(h)), 2)
 
 
@@ -186,13 +194,20 @@ class VelocityNet(nn.Module):
             )
         return preconditioning(expanded(t.to(x_t.dtype)), self.config.sigma_data)
 
-    def residual(self, u: Tensor, t: Tensor, linear: Tensor | None = None) -> Tensor:
+    def residual(
+        self,
+        u: Tensor,
+        t: Tensor,
+        linear: Tensor | None = None,
+        drop: Drop | None = None,
+    ) -> Tensor:
         """F for ``u = c_in x_t`` (B, C, H, W) and times t: (B, C, H, W).
 
         Args:
             u: Scaled points.
             t: Their times.
             linear: The Gaussian's velocities (B, C, H, W) where they are known already.
+            drop: What leaves out features of the coarser levels, in training.
         """
         self.config.check_shape(tuple(u.shape[1:]))
         height, width = u.shape[2:]
@@ -204,7 +219,7 @@ class VelocityNet(nn.Module):
         if self.config.informed:
             hint = self._hint(u, precise, linear)
             seen = torch.cat([seen, hint.to(t.dtype)], dim=1)
-        out = self.network(_padded(seen, self.config.multiple), time)
+        out = self.network(_padded(seen, self.config.multiple), time, drop)
         out = out[:, :, :height, :width].to(u.dtype).contiguous()
         return out + self.share * hint if self.config.informed else out
 
