@@ -5,6 +5,8 @@ With ``C = U diag(v) U' + S`` and ``R = S^(-1/2)``, a filter, the covariance of 
 Two transforms and two thin products are all that either direction costs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,11 @@ class LowRankWhitening(Bijection):
     def _logdet(self, like: Tensor) -> Tensor:
         return like.new_full((like.shape[0],), self.logabsdet)
 
+    def _filtered(self, h: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
+        """``f(S + d)`` times ``h`` (B, C, H, W), d the dequantisation noise."""
+        self.rest = self.rest.to(self.mean)  # itself, unless this map was moved
+        return self.rest.apply(h, lambda v: root(v + self.dequantisation))
+
     def _along(self, h: Tensor, shares: Tensor) -> Tensor:
         """``h`` (B, C, H, W) and a share of what of it lies along each direction."""
         flat = h.flatten(1)
@@ -62,13 +69,10 @@ class LowRankWhitening(Bijection):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            rest = self.rest.to(self.mean)
-            h = rest.apply(x - self.mean, lambda v: (v + self.dequantisation).rsqrt())
+            h = self._filtered(x - self.mean, torch.rsqrt)
             return self._along(h, self.narrow), self._logdet(x)
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(z.device.type, enabled=False):
-            rest = self.rest.to(self.mean)
-            h = self._along(z, self.widen)
-            x = rest.apply(h, lambda v: (v + self.dequantisation).sqrt()) + self.mean
+            x = self._filtered(self._along(z, self.widen), torch.sqrt) + self.mean
         return x, -self._logdet(z)

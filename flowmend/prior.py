@@ -272,7 +272,8 @@ class FlowPrior(Prior):
         super().at_precision(precision)
         if precision == "float32":
             return self
-        kept = () if self.gaussian is None else tuple(self.gaussian.modules())
+        kept = [*self.chain.layers[0].modules()]
+        kept += [] if self.gaussian is None else self.gaussian.modules()
         twin = copy.deepcopy(self, {id(module): module for module in kept})
         for module in twin.modules():
             if isinstance(module, Conditioner):

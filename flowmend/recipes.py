@@ -15,6 +15,7 @@ from .muon import Muon
 __all__ = ["RECIPES", "MatchingRecipe", "Recipe"]
 
 MOST_FOLDS = 20
+"""Each has a Gaussian, and times that only its images are seen at."""
 
 
 @dataclass(frozen=True)

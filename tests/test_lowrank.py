@@ -318,6 +318,21 @@ def test_whitening_in_float32_goes_there_and_back():
         assert torch.equal(low.whitening(8).encode(x)[0], z)
 
 
+def test_whitening_moves_with_its_flow():
+    config = preset("whitened", height=8, width=8, steps=(1,), split=(False,), hidden=32)
+    prior = fm.FlowPrior(build_flow(config, 0), gaussian(shape=(3, 8, 8)).float()).eval()
+    first = prior.chain.layers[0]
+    assert prior.at_precision("bfloat16").chain.layers[0] is first
+    x = torch.rand(2, 3, 8, 8, generator=source(3))
+    z = prior.encode(x)[0].double()
+    moved = prior.double()
+    torch.testing.assert_close(moved.encode(x.double())[0], z, rtol=0, atol=2e-3)
+    kept = first.rest
+    assert kept.mean.dtype == torch.float64
+    moved.decode(z)
+    assert first.rest is kept
+
+
 def test_a_flow_of_large_images_stands_on_it(tmp_path):
     config = preset(
         "whitened", height=40, width=36, steps=(1, 1), split=(False, False), hidden=8, bits=8
