@@ -28,7 +28,7 @@ __all__ = ["LARGEST_GAUSSIAN", "Progress", "TrainingRun"]
 
 Progress = Callable[[int, int, str], None]
 LARGEST_GAUSSIAN = 4096
-"""Images of more values than this get a Gaussian of low rank unless their flow whitens them."""
+"""Images of more values than this get a Gaussian of low rank."""
 
 
 class TrainingRun(ABC):
