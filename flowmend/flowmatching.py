@@ -17,7 +17,7 @@ from .covariance import cross_fitted
 from .data import middle_crop
 from .errors import FlowmendError
 from .flow import GaussianVelocity, VelocityConfig, build_velocity
-from .growth import grow
+from .growth import forgotten, grow
 from .hints import HintBank
 from .lowrank import LowRankGaussian
 from .matching_loss import held_out_loss, held_out_psnr, matching_loss
@@ -102,7 +102,10 @@ class MatchingRun(TrainingRun):
         self.stationary = self._fit_stationary()
         velocity = build_velocity(config, seed)
         if first is not None:
-            grow(velocity, first.velocity)
+            # other fresh weights than those that a run of the same seed began with
+            grow(velocity, forgotten(first.velocity, recipe.forget, seed + 1))
+        elif recipe.forget:
+            raise FlowmendError("There is nothing to forget without a prior to begin with.")
         prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
         self.shares = recipe.mixed, recipe.focused, recipe.sure
         self.bank = None

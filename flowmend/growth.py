@@ -2,16 +2,36 @@
 
 Source: Net2Net: Accelerating Learning via Knowledge Transfer (Chen, Goodfellow and Shlens, 2016),
 https://arxiv.org/abs/1511.05641, whose idea this is. Here what is new in the larger network begins
-at random, and what was there before does not look at it yet.
+at random, and what was there before does not look at it yet. Of forgetting: On Warm-Starting Neural
+Network Training (Ash and Adams, 2020), https://arxiv.org/abs/1910.08475
 """
 
 import torch
 from torch import Tensor, nn
 
 from .errors import FlowmendError
-from .flow import VelocityNet
+from .flow import VelocityNet, build_velocity
 
-__all__ = ["grow"]
+__all__ = ["forgotten", "grow"]
+
+
+@torch.no_grad()
+def forgotten(velocity: VelocityNet, share: float, seed: int) -> VelocityNet:
+    """A network whose weights lie between those of a trained one and fresh ones.
+
+    A network that knows its training images by heart goes on knowing them, however it is trained
+    further. What it knows of images in general survives this better than what it knows of one.
+
+    Args:
+        velocity: The trained network; it stays as it is.
+        share: How far the weights are moved towards fresh ones, 0 to 1. Biases and the share of
+            the Gaussian stay.
+        seed: Seed of the fresh weights.
+    """
+    fresh = build_velocity(velocity.config, seed).to(velocity.embedding.first.weight)
+    for new, old in zip(fresh.parameters(), velocity.parameters(), strict=True):
+        new.copy_(old.lerp(new, share) if old.ndim > 1 else old)
+    return fresh
 
 
 @torch.no_grad()

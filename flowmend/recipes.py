@@ -135,6 +135,8 @@ class MatchingRecipe(Recipe):
             1, or fewer than two images in a part, for one Gaussian of all.
         dropout: Share of the features of the coarser levels that are left out at random, against
             learning images by heart.
+        forget: How far the weights that training begins with are moved towards fresh ones first,
+            of a prior that knows its images by heart; see :func:`flowmend.growth.forgotten`.
         muon: Whether :class:`~flowmend.muon.Muon` is the optimiser, and not AdamW alone.
 
     The warm-up takes no more than a twentieth of the steps, or 20 where that is more.
@@ -155,6 +157,7 @@ class MatchingRecipe(Recipe):
     jitter: float = 0.0
     folds: int = 5
     dropout: float = 0.0
+    forget: float = 0.0
     muon: bool = False
 
     def __post_init__(self) -> None:
@@ -173,6 +176,8 @@ class MatchingRecipe(Recipe):
             raise FlowmendError(f"The folds of the training images are 1 to {MOST_FOLDS}.")
         if not 0 <= self.dropout < 1:
             raise FlowmendError("The dropout, a share of the features, is one of 0 to 1.")
+        if not 0 <= self.forget <= 1:
+            raise FlowmendError("The share of the weights to forget is one of 0 to 1.")
 
     def optimiser(self, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
         """AdamW or Muon for a module's parameters, on their device."""

@@ -8,7 +8,7 @@ from properties import randomise
 
 from flowmend.errors import FlowmendError
 from flowmend.flow import VelocityConfig, build_velocity
-from flowmend.growth import grow
+from flowmend.growth import forgotten, grow
 
 SMALL = VelocityConfig(widths=(5, 7), blocks=(1, 1), size=(8, 12))
 
@@ -88,3 +88,18 @@ def test_a_gaussian_cannot_be_lost():
     informed = small(changed(informed=True))
     with pytest.raises(FlowmendError, match="lose its Gaussian"):
         grow(build_velocity(SMALL, 0).double(), informed)
+
+
+def test_forgetting_moves_weights_towards_fresh_ones():
+    old = small(changed(informed=True))
+    before = {name: value.clone() for name, value in old.state_dict().items()}
+    part, fresh = forgotten(old, 0.25, 7), build_velocity(old.config, 7).double()
+    for name, value in fresh.named_parameters():
+        wanted = 0.75 * before[name] + 0.25 * value if value.ndim > 1 else before[name]
+        torch.testing.assert_close(part.get_parameter(name), wanted)
+    assert all(torch.equal(value, before[name]) for name, value in old.state_dict().items())
+    torch.testing.assert_close(answers(forgotten(old, 0.0, 7)), answers(old))
+    assert not torch.allclose(answers(part), answers(old), atol=1e-4)
+    whole = forgotten(old, 1.0, 7)
+    assert torch.equal(whole.network.first.weight, fresh.network.first.weight)
+    assert not torch.equal(whole.network.first.weight, forgotten(old, 1.0, 8).network.first.weight)

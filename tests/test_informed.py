@@ -291,15 +291,17 @@ def test_dropout_spares_the_finest_level_and_only_trains(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"folds": 0}, {"folds": 21}, {"dropout": 1.0}, {"dropout": -0.1}]
+    "change",
+    [{"folds": 0}, {"folds": 21}, {"dropout": 1.0}, {"dropout": -0.1}]
+    + [{"forget": -0.1}, {"forget": 1.1}],
 )
 def test_wrong_shares_are_one_sentence(change):
     with pytest.raises(fm.FlowmendError, match=next(iter(change))):
         dataclasses.replace(RECIPE, **change)
 
 
-def run_in(out, config=CONFIG, first=None):
-    return MatchingRun(out, config, RECIPE, LEVELS, LEVELS[:8], 0, "cpu", first=first)
+def run_in(out, config=CONFIG, first=None, recipe=RECIPE):
+    return MatchingRun(out, config, recipe, LEVELS, LEVELS[:8], 0, "cpu", first=first)
 
 
 def test_a_plain_prior_begins_an_informed_one(tmp_path):
@@ -312,6 +314,17 @@ def test_a_plain_prior_begins_an_informed_one(tmp_path):
     wider = dataclasses.replace(CONFIG, widths=tuple(width + 3 for width in CONFIG.widths))
     larger = run_in(tmp_path / "wider", wider, first=run.prior)
     torch.testing.assert_close(larger.prior.denoise(y, 0.1), plain.denoise(y, 0.1))
+
+
+def test_a_run_forgets_a_share_of_what_it_begins_with(tmp_path):
+    first, recipe = prior(size=0.3).float(), dataclasses.replace(RECIPE, forget=0.5)
+    before = first.velocity.network.last.weight.clone()
+    run = run_in(tmp_path, first=first, recipe=recipe)
+    # a fresh last layer is zero
+    torch.testing.assert_close(run.prior.velocity.network.last.weight, 0.5 * before)
+    assert torch.equal(first.velocity.network.last.weight, before)
+    with pytest.raises(fm.FlowmendError, match="nothing to forget"):
+        run_in(tmp_path / "alone", recipe=recipe)
 
 
 def test_it_learns_more_than_the_gaussian(tmp_path):

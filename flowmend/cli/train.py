@@ -130,6 +130,13 @@ def train(
             "random, so that a long training does not learn the pictures by heart (0.15, say)."
         ),
     ] = None,
+    forget: Annotated[
+        float | None,
+        typer.Option(
+            help="continuous with --init: how far its weights are moved towards fresh ones first "
+            "(0.5, say), where that prior knows its pictures by heart."
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
@@ -179,7 +186,7 @@ def train(
             informed=informed,
             blocks=None if steps is None else _parse(steps, "steps"),
         )
-        wanted |= _given(minutes=minutes, jitter=jitter, dropout=dropout)
+        wanted |= _given(minutes=minutes, jitter=jitter, dropout=dropout, forget=forget)
         train_continuous(folder, out, val, shape, wanted, seed, target, resume, init)
         return
     _refuse(
@@ -189,6 +196,7 @@ def train(
         init=init,
         jitter=jitter,
         dropout=dropout,
+        forget=forget,
     )
     changes: dict = {"channels": channels, "bits": bits, "depth": depth}
     if size is not None and crop is not None:
