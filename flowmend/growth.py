@@ -2,8 +2,8 @@
 
 Source: Net2Net: Accelerating Learning via Knowledge Transfer (Chen, Goodfellow and Shlens, 2016),
 https://arxiv.org/abs/1511.05641, whose idea this is. Here what is new in the larger network begins
-at random, and what was there before does not look at it yet. Of forgetting: On Warm-Starting Neural
-Network Training (Ash and Adams, 2020), https://arxiv.org/abs/1910.08475
+at random, and what was there before does not look at it yet. Of forgetting: On Warm-Starting
+Neural Network Training (Ash and Adams, 2020), https://arxiv.org/abs/1910.08475
 """
 
 import torch

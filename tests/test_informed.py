@@ -292,8 +292,14 @@ def test_dropout_spares_the_finest_level_and_only_trains(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"folds": 0}, {"folds": 21}, {"dropout": 1.0}, {"dropout": -0.1}]
-    + [{"forget": -0.1}, {"forget": 1.1}],
+    [
+        {"folds": 0},
+        {"folds": 21},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"forget": -0.1},
+        {"forget": 1.1},
+    ],
 )
 def test_wrong_shares_are_one_sentence(change):
     with pytest.raises(fm.FlowmendError, match=next(iter(change))):
