@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PAGES = ("against_author", "clipping", "lowrank", "precision", "supervised")
+PAGES = ("against_author", "clipping", "compiled", "lowrank", "precision", "supervised")
 
 
 def script(name):
