@@ -2,9 +2,9 @@
 
     python benchmarks/compiled.py celeba/test
 
-times decode and log-density with its gradient (a step of fast MAP takes two) of the coupling flows,
-and one evaluation of the network of continuous ones, on a batch of faces, plain and compiled in
-turn. Results go to benchmarks/results/compiled.md and .json. No number is typed by hand.
+times decode and log-density with its gradient (a step of fast MAP takes two) of the coupling
+flows, and one evaluation of the network of continuous ones, on a batch of faces, plain and
+compiled in turn. Results go to benchmarks/results/compiled.md and .json. No number is typed by hand.
 """
 
 import argparse
@@ -94,9 +94,9 @@ def page(values: dict) -> str:
         "",
         "Written by `python benchmarks/compiled.py`; do not edit. Calls on "
         f"{records[0]['images']} faces in {records[0]['precision']}, plain and compiled in turn, "
-        "medians; *time* is that of a compiled call as a share of a plain one, *calls to repay* how "
-        "many it takes until compiling has been worth its time, *change* the relative norm of the "
-        "difference.",
+        "medians; *time* is that of a compiled call as a share of a plain one, *calls to repay* "
+        "how many it takes until compiling has been worth its time, *change* the relative norm of "
+        "the difference.",
         "",
         "| prior | call | time | compiling, plain calls | calls to repay | change |",
         "|---|---|---:|---:|---:|---:|",
