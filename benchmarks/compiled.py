@@ -4,7 +4,8 @@
 
 times decode and log-density with its gradient (a step of fast MAP takes two) of the coupling
 flows, and one evaluation of the network of continuous ones, on a batch of faces, plain and
-compiled in turn. Results go to benchmarks/results/compiled.md and .json. No number is typed by hand.
+compiled in turn. Results go to benchmarks/results/compiled.md and .json. No number is typed by
+hand.
 """
 
 import argparse

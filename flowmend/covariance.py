@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .pixels import dequantise
+from .pixels import dequantisation_variance, dequantise
 
 __all__ = ["cross_fitted", "fit_covariance"]
 
@@ -116,7 +116,7 @@ def _regularised(
         covariance = covariance.lerp(_average_over_shifts(covariance, shape), smoothing)
     scale = covariance.diagonal().mean()
     covariance = covariance * (1.0 - shrinkage)
-    covariance.diagonal().add_(shrinkage * scale + 1.0 / (12.0 * 4.0**bits))
+    covariance.diagonal().add_(shrinkage * scale + dequantisation_variance(bits))
     return covariance
 
 

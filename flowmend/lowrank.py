@@ -17,7 +17,7 @@ from .errors import FlowmendError
 from .least_squares import HasAdjoint
 from .lowrank_posterior import LowRankPosterior
 from .lowrank_whitening import LowRankWhitening
-from .pixels import from_bytes
+from .pixels import dequantisation_variance, from_bytes
 from .stationary import SMALLEST_VARIANCE, StationaryGaussian
 
 __all__ = ["LowRankGaussian"]
@@ -75,9 +75,8 @@ class LowRankGaussian(nn.Module):
     def whitening(self, bits: int) -> LowRankWhitening:
         """The map of dequantised images of so many bits to white ones, and back; kept."""
         if self._whitening is None or self._whitening[0] != bits:
-            noise = 1.0 / (12.0 * 4.0**bits)
             parts = self.mean, self.directions, self.variances, self.rest
-            self._whitening = bits, LowRankWhitening(*parts, noise)
+            self._whitening = bits, LowRankWhitening(*parts, dequantisation_variance(bits))
         return self._whitening[1]
 
     @classmethod

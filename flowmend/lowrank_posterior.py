@@ -19,6 +19,7 @@ from .coordinates import known_coordinates
 from .cosines import cosine_matrix, mix_channels, unmix_channels
 from .least_squares import HasAdjoint, conjugate_gradients
 from .stationary import SMALLEST_VARIANCE, StationaryGaussian
+from .thin_root import thin_root
 
 __all__ = ["LowRankPosterior"]
 
@@ -246,9 +247,8 @@ class _Coordinates:
         if shrunk is not None:
             wide = unmix_channels(mix_channels(wide) / shrunk)
         wide = rest.apply(wide, torch.rsqrt).flatten(1)
-        values, vectors = torch.linalg.eigh(wide @ wide.T)
-        widening = 1.0 / ((1.0 + values.clamp_min(0.0)).sqrt() + 1.0)
-        return cls(rest, vectors.T @ wide, widening, shrunk, noise, gain)
+        along, roots = thin_root(wide)
+        return cls(rest, along, 1.0 / (1.0 + roots), shrunk, noise, gain)
 
     def like(self, like: Tensor, gain: _Gain | None) -> "_Coordinates":
         """The same in the precision and on the device of a tensor, with a gain of that kind."""

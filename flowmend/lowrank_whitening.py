@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .flow import Bijection
 from .stationary import StationaryGaussian
+from .thin_root import thin_root
 
 __all__ = ["LowRankWhitening"]
 
@@ -44,12 +45,10 @@ class LowRankWhitening(Bijection):
         spread = exact.variance + dequantisation
         scaled = exact.apply(directions.double(), lambda v: (v + dequantisation).rsqrt())
         scaled = scaled.flatten(1) * variances.double().sqrt()[:, None]
-        lengths, turns = torch.linalg.eigh(scaled @ scaled.T)
-        roots = (1.0 + lengths.clamp_min(0.0)).sqrt()
+        beams, roots = thin_root(scaled)
         self.rest, self.dequantisation = rest, dequantisation
         self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("beams", (turns.T @ scaled).to(mean), persistent=False)
-        # (root - 1) / length and (1 / root - 1) / length, written so that length 0 is no trouble
+        self.register_buffer("beams", beams.to(mean), persistent=False)
         self.register_buffer("widen", (1.0 / (1.0 + roots)).to(mean), persistent=False)
         self.register_buffer("narrow", (-1.0 / (roots * (1.0 + roots))).to(mean), persistent=False)
         self.logabsdet = -(0.5 * spread.log().sum() + roots.log().sum()).item()

@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = [
     "CENTRE_LOGDET",
     "centre",
+    "dequantisation_variance",
     "dequantise",
     "floor_to_bytes",
     "from_bytes",
@@ -69,6 +70,11 @@ def round_to_bytes(x: Tensor) -> Tensor:
 def quantisation_sigma(bits: int = 8) -> float:
     """Standard deviation, on the [0, 1] scale, of the rounding error of a ``bits``-bit image."""
     return 1.0 / ((2**bits - 1) * math.sqrt(12.0))
+
+
+def dequantisation_variance(bits: int) -> float:
+    """Variance, on the [0, 1] scale, of the noise that :func:`dequantise` adds."""
+    return 1.0 / (12.0 * 4.0**bits)
 
 
 def on_byte_grid(y: Tensor) -> Tensor:

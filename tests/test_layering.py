@@ -14,7 +14,7 @@ ROOT = Path(flowmend.__file__).parent
 
 LAYERS = (
     ("errors",),
-    ("pixels", "cosines", "tiles", "turns", "least_squares"),
+    ("pixels", "cosines", "tiles", "turns", "least_squares", "thin_root"),
     (
         "files",
         "flow",

@@ -19,6 +19,7 @@ from flowmend.lowrank_posterior import LowRankPosterior
 from flowmend.recipes import RECIPES, MatchingRecipe
 from flowmend.solver import default_method
 from flowmend.stationary import StationaryGaussian
+from flowmend.thin_root import thin_root
 from flowmend.train import Run
 from flowmend.weights import load_prior, save_prior
 
@@ -53,6 +54,19 @@ def gaussian(rank=5, shape=SHAPE):
     mean = 0.5 + 0.1 * torch.randn(shape, generator=source(2)).double()
     variances = torch.linspace(2.0, 0.05, rank).double()
     return LowRankGaussian(mean, basis.T.reshape(-1, *shape), variances, stationary(shape))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_the_root_of_a_thin_matrix_is_the_matrix_root(scale):
+    thin = scale * torch.randn(3, 7, generator=source()).double()
+    thin[2] = 0.0
+    along, roots = thin_root(thin)
+    whole = torch.eye(7).double() + thin.T @ thin
+    root = torch.eye(7) + along.T @ torch.diag(1.0 / (1.0 + roots)) @ along
+    torch.testing.assert_close(root @ root, whole)
+    inverse = torch.eye(7) - along.T @ torch.diag(1.0 / (roots * (1.0 + roots))) @ along
+    torch.testing.assert_close(inverse @ root, torch.eye(7).double())
+    torch.testing.assert_close(roots.prod().square(), torch.linalg.det(whole))
 
 
 def dense(low):

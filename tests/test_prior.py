@@ -15,6 +15,7 @@ from flowmend.errors import FlowmendError
 from flowmend.flow import Bijection, FlowConfig, Whitening, build_flow, standard_normal_log_prob
 from flowmend.pixels import (
     centre,
+    dequantisation_variance,
     dequantise,
     from_bytes,
     quantisation_sigma,
@@ -161,6 +162,13 @@ def levels(count, shape=(2, 3, 4), seed=0):
     x = mean + numbers(count, 5, seed=seed + 3) @ factor.T + noise
     spread = factor @ factor.T + 0.02**2 * torch.eye(size, dtype=torch.float64)
     return to_bytes(x).reshape(count, *shape), mean.reshape(shape), spread
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_dequantisation_adds_the_variance_that_is_said(bits):
+    x = torch.full((1, 1, 200, 200), 128 / 255, dtype=torch.float64)
+    found = dequantise(x, bits, torch.Generator().manual_seed(0)).var()
+    assert float(found) == pytest.approx(dequantisation_variance(bits), rel=0.02)
 
 
 def sample_covariance(x):
