@@ -16,9 +16,10 @@ import torch
 
 import flowmend as fm
 from flowmend.data import load_folder
+from flowmend.picture_sigma import picture_sigma
 from flowmend.pixels import from_bytes, quantisation_sigma, round_to_bytes
 from flowmend.provenance import provenance
-from flowmend.sigma import WHITE_SHARE, differences_sigma, estimate_sigma
+from flowmend.sigma import WHITE_SHARE, estimate_sigma
 from flowmend.weights import find_weights, sha256_of
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3)
@@ -38,8 +39,7 @@ ESTIMATES = {
     "for what it was before",
     "8 bits as they are": "The same measurements, without the limits of a file: less noise is "
     "found than the σ that was added",
-    "differences": "`differences_sigma`, what a prior without a Gaussian falls back to, 8-bit "
-    "measurements",
+    "picture": "`picture_sigma`, for priors without such a Gaussian, 8-bit measurements",
 }
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,7 +56,7 @@ def estimates(task: fm.tasks.Task, prior: fm.FlowPrior, y: torch.Tensor, white: 
         settings = (file, task.operator, prior.gaussian, white)
         found["8 bits"] = estimate_sigma(*settings, limits=limits)
         found["8 bits as they are"] = estimate_sigma(*settings)
-        found["differences"] = differences_sigma(file, task.operator, limits)
+        found["picture"] = picture_sigma(file, task.operator, limits)
     return {"found": found, "cpu_seconds": seconds}
 
 

@@ -5,28 +5,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .clipping import Limits, at_limits, before_clipping
 from .errors import FlowmendError
 from .operators import LinearOperator
+from .picture_sigma import picture_sigma
 from .pixels import quantisation_sigma
 from .prior import GaussianPrior
 
-__all__ = ["differences_sigma", "estimate_sigma"]
+__all__ = ["estimate_sigma"]
 
 CHUNK = 256
 LARGEST_BLOCK = 1024
 """Most measurements that are decomposed together."""
 WHITE_SHARE = 1.4
 """How many times its smallest eigenvalue is taken off a covariance; chosen on validation faces."""
-FEWEST_DIFFERENCES = 16
 ROUNDS = 6
 """How often the noise is found again once what was clipped is known better."""
-CLEAR = 1.0
-"""Standard deviations of the noise that keep a square of four pixels clear of clipping."""
-NORMAL_QUARTILE = 0.6744897501960817
-"""Median of |n| of a standard normal n."""
 
 
 @torch.no_grad()
@@ -59,7 +54,8 @@ def estimate_sigma(
     Args:
         y: Measurements (B, ...) of A x on the [0, 1] scale, without the operator's offset.
         operator: Anything with ``A``.
-        gaussian: The Gaussian prior; None takes :func:`differences_sigma`.
+        gaussian: The Gaussian prior; None takes
+            :func:`~flowmend.picture_sigma.picture_sigma`.
         white: How many times the smallest eigenvalue counts as absent from images.
         limits: Lowest and highest value that y can have, see :mod:`flowmend.clipping`; None for
             no limits.
@@ -72,7 +68,7 @@ def estimate_sigma(
             operator measures nothing.
     """
     if gaussian is None:
-        return differences_sigma(y, operator, limits)
+        return picture_sigma(y, operator, limits)
     size, shape = gaussian.dimensions, gaussian.shape
     root = gaussian.whitening.unwhitening.detach().cpu()
     taken = _apply(operator, root.reshape(size, *shape))  # C^(1/2) A', (D, m)
@@ -190,62 +186,3 @@ def _likeliest_sigma(variances: Tensor, energies: Tensor) -> tuple[Tensor, Tenso
     ratio = (grid[best[:, 0]] + shift.clamp(-1.0, 1.0) * (grid[1] - grid[0])).exp()
     contrast = (energies / (variances + ratio[:, None])).mean(1)
     return contrast, (contrast * ratio).sqrt()
-
-
-@torch.no_grad()
-def differences_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = None) -> Tensor:
-    """Standard deviation of the noise of pictures, from the finest diagonal differences.
-
-    The median of ``|a - b - c + d| / 2`` over all squares of four neighbouring pixels, by what it
-    is for a standard normal; no prior is needed. Valid for measurements that are pictures, with
-    noise of their own in every pixel: denoise, deblur, inpaint (squares without a hidden pixel),
-    colorize, upscale. The picture's own texture counts as noise where it is not blurred away.
-    Given limits, only squares whose mean keeps a standard deviation of the noise away from them
-    count, where there are enough.
-
-    Source: Ideal spatial adaptation by wavelet shrinkage (Donoho and Johnstone, 1994),
-    https://doi.org/10.1093/biomet/81.3.425
-
-    Args:
-        y: Measurements (B, C, H, W).
-        operator: Anything with ``A``; without a ``shape`` no pixel counts as hidden.
-        limits: See :func:`estimate_sigma`.
-
-    Returns:
-        Shape (B,), at least the rounding of an 8-bit file.
-
-    Raises:
-        FlowmendError: If the measurements are no picture, or too little of it is known.
-    """
-    if y.ndim != 4:
-        raise FlowmendError(
-            "Without a Gaussian in the prior the noise level can only be estimated from pictures, "
-            "and these measurements are none: give sigma."
-        )
-    seen = torch.ones(y.shape[1:], dtype=torch.bool, device=y.device)
-    if (shape := getattr(operator, "shape", None)) is not None:
-        probe = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(y)
-        seen = (operator.A(probe) != 0).any(0)  # (C, H, W)
-    known = seen[:, :-1, :-1] & seen[:, :-1, 1:] & seen[:, 1:, :-1] & seen[:, 1:, 1:]
-    if int(known.sum()) < FEWEST_DIFFERENCES:
-        raise FlowmendError(
-            "Too little of the picture is known to estimate its noise level without a Gaussian in "
-            "the prior: give sigma."
-        )
-    difference = 0.5 * (y[..., :-1, :-1] - y[..., :-1, 1:] - y[..., 1:, :-1] + y[..., 1:, 1:])
-    size = difference[:, known].abs()
-    sigma = size.median(1).values / NORMAL_QUARTILE
-    if limits is None:
-        return sigma.clamp_min(quantisation_sigma())
-    below, above = at_limits(y, limits)
-    clipped = (below | above).flatten(1).any(1)
-    if bool(clipped.any()):
-        low, high = (torch.as_tensor(limit).to(y) for limit in limits)
-        room = [functional.avg_pool2d(away, 2, 1)[:, known] for away in (y - low, high - y)]
-        room = torch.minimum(*room)
-        for _ in range(ROUNDS):
-            inside = room > CLEAR * sigma[:, None]
-            enough = clipped & (inside.sum(1) >= FEWEST_DIFFERENCES)
-            found = torch.where(inside, size, torch.nan).nanmedian(1).values / NORMAL_QUARTILE
-            sigma = torch.where(enough, found, sigma)
-    return sigma.clamp_min(quantisation_sigma())

@@ -14,8 +14,9 @@ from flowmend.faces import sample_faces
 from flowmend.metrics import psnr
 from flowmend.noise import make_noise
 from flowmend.operators import Grey, Identity
+from flowmend.picture_sigma import differences_sigma
 from flowmend.pixels import round_to_bytes
-from flowmend.sigma import differences_sigma, estimate_sigma
+from flowmend.sigma import estimate_sigma
 
 LIMITS = (0.0, 1.0)
 

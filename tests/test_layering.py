@@ -50,7 +50,7 @@ LAYERS = (
         "recipes",
         "faces",
     ),
-    ("continuous", "patches"),
+    ("continuous", "patches", "picture_sigma"),
     (
         "latent",
         "whitened",

@@ -27,8 +27,9 @@ from flowmend.operators import (
     Mask,
     Sense,
 )
+from flowmend.picture_sigma import differences_sigma
 from flowmend.pixels import quantisation_sigma
-from flowmend.sigma import differences_sigma, estimate_sigma
+from flowmend.sigma import estimate_sigma
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (3, 8, 12)
@@ -325,30 +326,8 @@ def test_faces(name, options, sigma, tolerance, faces):
 # Without a Gaussian
 
 
-def test_differences_find_white_noise():
-    noise = torch.randn(40, 3, 32, 32, generator=seeded(), dtype=torch.float64)
-    levels = torch.tensor([0.02, 0.3], dtype=torch.float64).repeat(20)
-    y = smooth_images(40, 3, 32, 32) + levels[:, None, None, None] * noise
-    found = differences_sigma(y, Identity((3, 32, 32)))
-    assert found.shape == (40,)
-    for level in (0.02, 0.3):
-        error = found[levels == level] / level - 1.0
-        assert abs(float(error.mean())) < 0.02
-        assert float(error.abs().max()) < 0.1
-
-
-def test_differences_would_notice_a_wrong_constant(monkeypatch):
-    monkeypatch.setattr(module, "NORMAL_QUARTILE", 0.6)
-    with pytest.raises(AssertionError):
-        test_differences_find_white_noise()
-
-
-def test_the_constant_is_the_normal_quartile():
-    assert pytest.approx(scipy.stats.norm.ppf(0.75), rel=1e-14) == module.NORMAL_QUARTILE
-
-
 @pytest.mark.parametrize("name", ["identity", "blur", "hole", "grey", "downsample"])
-def test_without_a_gaussian_pictures_go_by_their_differences(name):
+def test_without_a_gaussian_small_pictures_go_by_their_differences(name):
     operator = OPERATORS[name]
     y = operator.A(draw(gaussian(), count=2))
     assert torch.equal(estimate_sigma(y, operator, None), differences_sigma(y, operator))

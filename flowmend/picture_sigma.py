@@ -1,0 +1,212 @@
+"""The noise level of a picture, from the picture alone: where no Gaussian prior knows better.
+
+Sources: An Efficient Statistical Method for Image Noise Level Estimation (Chen, Zhu and Heng,
+2015),
+https://openaccess.thecvf.com/content_iccv_2015/html/Chen_An_Efficient_Statistical_ICCV_2015_paper.html;
+of the differences: Ideal spatial adaptation by wavelet shrinkage (Donoho and Johnstone, 1994),
+https://doi.org/10.1093/biomet/81.3.425
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .clipping import Limits, at_limits
+from .errors import FlowmendError
+from .operators import LinearOperator
+from .pixels import quantisation_sigma
+
+__all__ = ["differences_sigma", "patches_sigma", "picture_sigma"]
+
+FEWEST_DIFFERENCES = 16
+ROUNDS = 6
+"""How often the noise is found again once what was clipped is known better."""
+CLEAR = 1.0
+"""Standard deviations of the noise that keep a patch, or a square of four pixels, clear of
+clipping."""
+NORMAL_QUARTILE = 0.6744897501960817
+"""Median of |n| of a standard normal n."""
+SIDE, GREY_SIDE = 4, 8
+"""Sides of the patches of pictures with several channels, and with one."""
+MOST_PATCHES, PATCHES_EACH = 20_000, 10
+"""Most patches of a picture, and the fewest for each value that a patch has."""
+LEAST_SHARE = 0.2
+"""Share of the differences' estimate below which that of colour patches is not believed."""
+
+
+@torch.no_grad()
+def picture_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = None) -> Tensor:
+    """Standard deviation of white Gaussian noise in pictures, of every image on its own.
+
+    That of :func:`patches_sigma`, which texture hardly misleads where a picture has colours:
+    their finest detail is alike in all of them, and noise is not. But a JPEG file has smoothed
+    the noise of colours away, and left that of grey. So where next to nothing is found in colour
+    patches, and where a picture has one channel or its patches are too few, the estimate of
+    :func:`differences_sigma` counts: the smaller of both for one channel.
+
+    Args:
+        y: Measurements (B, C, H, W), without the operator's offset.
+        operator: Anything with ``A``; without a ``shape`` no pixel counts as hidden.
+        limits: Lowest and highest value that y can have, see :mod:`flowmend.clipping`; None for
+            no limits.
+
+    Returns:
+        Shape (B,), at least the rounding of an 8-bit file, in y's precision.
+
+    Raises:
+        FlowmendError: As :func:`differences_sigma`.
+    """
+    rough = differences_sigma(y, operator, limits)
+    fine = patches_sigma(y, operator, limits)
+    if y.shape[1] == 1:
+        return torch.fmin(fine, rough)
+    return torch.where(fine >= LEAST_SHARE * rough, fine, rough)
+
+
+@torch.no_grad()
+def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = None) -> Tensor:
+    """Standard deviation of the noise of pictures, from the covariance of their patches.
+
+    Patches of a picture fill few of their dimensions, white noise fills all of them: of the
+    covariance's eigenvalues the smallest, as many as have a mean that is their median, are the
+    noise's variance. Given limits, patches whose mean keeps a standard deviation of the noise
+    away from them count, where there are enough, and what is clipped of theirs is made up for.
+
+    Args:
+        y: Measurements (B, C, H, W).
+        operator: See :func:`picture_sigma`.
+        limits: Likewise.
+
+    Returns:
+        Shape (B,), at least the rounding of an 8-bit file; NaN where fewer patches are seen
+        whole than ten for each of their values.
+    """
+    channels, height, width = y.shape[1:]
+    # a mosaic has its colours at every second pixel
+    side, stride = (GREY_SIDE, 2) if channels == 1 else (SIDE, 1)
+    size, nowhere = channels * side**2, y.new_full((len(y),), math.nan)
+    if min(height, width) < side:
+        return nowhere
+    step = stride
+    while ((height - side) // step + 1) * ((width - side) // step + 1) > MOST_PATCHES:
+        step += stride
+
+    def patches(images: Tensor) -> Tensor:
+        """(B, C, H, W) as (B, patches, C, values)."""
+        found = functional.unfold(images, side, stride=step).transpose(1, 2)
+        return found.reshape(len(images), -1, channels, side**2)
+
+    whole = patches(_seen(y, operator)[None].to(y.dtype)).flatten(2).amin(2)[0] > 0
+    if int(whole.sum()) < PATCHES_EACH * size:
+        return nowhere
+    found = torch.stack([_noise(patches(image[None])[0, whole].double()) for image in y]).to(y)
+    if limits is not None:
+        low, high = (torch.as_tensor(limit).to(y).expand(y.shape) for limit in limits)
+        clipped = torch.stack(at_limits(y, limits)).flatten(2).any(2).any(0)
+        for index in torch.nonzero(clipped).flatten().tolist():
+            cut = slice(index, index + 1)
+            inside = patches(y[cut])[0, whole].double()
+            down, up = (
+                patches(room)[0, whole].double().mean(2)
+                for room in (y[cut] - low[cut], high[cut] - y[cut])
+            )
+            found[index] = _noise_before_clipping(inside, down, up, found[index].double())
+    return found.clamp_min(quantisation_sigma())
+
+
+def _noise(patches: Tensor) -> Tensor:
+    """Standard deviation of the noise in patches (N, C, values)."""
+    flat = patches.flatten(1)
+    flat = flat - flat.mean(0)
+    values = torch.linalg.eigvalsh(flat.T @ flat / len(flat)).clamp_min(0.0)
+    count = torch.arange(1, len(values) + 1).to(values)
+    means = values.cumsum(0) / count
+    # the most of the smallest values of which no more lie below their mean than above it
+    below = (values < means[:, None]).sum(1)
+    above = count - (values <= means[:, None]).sum(1)
+    return means[(below <= above).nonzero().max()].sqrt()
+
+
+def _noise_before_clipping(patches: Tensor, down: Tensor, up: Tensor, sigma: Tensor) -> Tensor:
+    """The same before clipping, given how far (N, C) the patches' means keep from the limits."""
+    fewest = PATCHES_EACH * patches[0].numel()
+    room = torch.minimum(down, up).amin(1)
+    enough = room.sort(descending=True).values[fewest - 1]
+    for _ in range(ROUNDS):
+        inside = room >= torch.minimum(CLEAR * sigma, enough)
+        kept = _kept_variance(-down[inside] / sigma, up[inside] / sigma).mean()
+        sigma = _noise(patches[inside]) / kept.sqrt()
+    return sigma
+
+
+def _kept_variance(low: Tensor, high: Tensor) -> Tensor:
+    """Variance of a standard normal value that is clipped to limits."""
+    low, high = low.clamp(-30.0, 0.0), high.clamp(0.0, 30.0)
+    below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
+    at_low, at_high = ((-0.5 * a.square()).exp() / math.sqrt(2.0 * math.pi) for a in (low, high))
+    mean = low * below + high * above + at_low - at_high
+    square = low.square() * below + high.square() * above + 1.0 - below - above
+    return square + low * at_low - high * at_high - mean.square()
+
+
+@torch.no_grad()
+def differences_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = None) -> Tensor:
+    """Standard deviation of the noise of pictures, from the finest diagonal differences.
+
+    The median of ``|a - b - c + d| / 2`` over all squares of four neighbouring pixels, by what it
+    is for a standard normal; no prior is needed. Valid for measurements that are pictures, with
+    noise of their own in every pixel: denoise, deblur, inpaint (squares without a hidden pixel),
+    colorize, upscale. The picture's own texture counts as noise where it is not blurred away.
+    Given limits, only squares whose mean keeps a standard deviation of the noise away from them
+    count, where there are enough.
+
+    Args:
+        y: Measurements (B, C, H, W).
+        operator: Anything with ``A``; without a ``shape`` no pixel counts as hidden.
+        limits: See :func:`picture_sigma`.
+
+    Returns:
+        Shape (B,), at least the rounding of an 8-bit file.
+
+    Raises:
+        FlowmendError: If the measurements are no picture, or too little of it is known.
+    """
+    if y.ndim != 4:
+        raise FlowmendError(
+            "Without a Gaussian in the prior the noise level can only be estimated from pictures, "
+            "and these measurements are none: give sigma."
+        )
+    seen = _seen(y, operator)
+    known = seen[:, :-1, :-1] & seen[:, :-1, 1:] & seen[:, 1:, :-1] & seen[:, 1:, 1:]
+    if int(known.sum()) < FEWEST_DIFFERENCES:
+        raise FlowmendError(
+            "Too little of the picture is known to estimate its noise level without a Gaussian in "
+            "the prior: give sigma."
+        )
+    difference = 0.5 * (y[..., :-1, :-1] - y[..., :-1, 1:] - y[..., 1:, :-1] + y[..., 1:, 1:])
+    size = difference[:, known].abs()
+    sigma = size.median(1).values / NORMAL_QUARTILE
+    if limits is None:
+        return sigma.clamp_min(quantisation_sigma())
+    below, above = at_limits(y, limits)
+    clipped = (below | above).flatten(1).any(1)
+    if bool(clipped.any()):
+        low, high = (torch.as_tensor(limit).to(y) for limit in limits)
+        room = [functional.avg_pool2d(away, 2, 1)[:, known] for away in (y - low, high - y)]
+        room = torch.minimum(*room)
+        for _ in range(ROUNDS):
+            inside = room > CLEAR * sigma[:, None]
+            enough = clipped & (inside.sum(1) >= FEWEST_DIFFERENCES)
+            found = torch.where(inside, size, torch.nan).nanmedian(1).values / NORMAL_QUARTILE
+            sigma = torch.where(enough, found, sigma)
+    return sigma.clamp_min(quantisation_sigma())
+
+
+def _seen(y: Tensor, operator: LinearOperator) -> Tensor:
+    """Which values of pictures (B, C, H, W) an image can change: (C, H, W)."""
+    if (shape := getattr(operator, "shape", None)) is None:
+        return torch.ones(y.shape[1:], dtype=torch.bool, device=y.device)
+    probe = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(y)
+    return (operator.A(probe) != 0).any(0)

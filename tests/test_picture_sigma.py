@@ -1,0 +1,202 @@
+"""The noise level of a picture from itself: against known levels, and where it is blind."""
+
+import math
+
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from conftest import smooth_images
+
+import flowmend as fm
+from flowmend import picture_sigma as module
+from flowmend.operators import Identity, Mask
+from flowmend.picture_sigma import differences_sigma, patches_sigma, picture_sigma
+from flowmend.pixels import quantisation_sigma
+from flowmend.sigma import estimate_sigma
+
+SHAPE = (3, 64, 56)
+LEVELS = (0.01, 0.05, 0.2)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def textured(count, shape=SHAPE):
+    """Pictures whose grey is rough at every pixel, and whose colours are smooth."""
+    return smooth_images(count, *shape) + 0.04 * noise((count, 1, *shape[1:]), 1)
+
+
+def noisy(levels=LEVELS, shape=SHAPE):
+    """Textured pictures, each with a noise level of its own."""
+    level = torch.tensor(levels, dtype=torch.float64).view(-1, 1, 1, 1)
+    return textured(len(levels), shape) + level * noise((len(levels), *shape), 2)
+
+
+def worst(found, levels=LEVELS):
+    return float((found / torch.tensor(levels, dtype=torch.float64) - 1.0).abs().max())
+
+
+def test_texture_is_not_taken_for_noise():
+    found = picture_sigma(noisy(), Identity(SHAPE))
+    assert found.shape == (len(LEVELS),)
+    assert found.dtype == torch.float64
+    assert worst(found) < 0.05
+    assert worst(differences_sigma(noisy(), Identity(SHAPE))) > 1.0
+    assert picture_sigma(noisy().float(), Identity(SHAPE)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("broken", ["smallest", "mean"])
+def test_the_check_notices_another_choice_of_eigenvalues(broken, monkeypatch):
+    def other(patches):
+        flat = patches.flatten(1) - patches.flatten(1).mean(0)
+        values = torch.linalg.eigvalsh(flat.T @ flat / len(flat))
+        return (values[0] if broken == "smallest" else values.mean()).sqrt()
+
+    monkeypatch.setattr(module, "_noise", other)
+    with pytest.raises(AssertionError):
+        test_texture_is_not_taken_for_noise()
+
+
+def test_noise_without_colour_is_found_by_differences():
+    """As a JPEG file leaves it."""
+    y = smooth_images(2, *SHAPE) + 0.05 * noise((2, 1, *SHAPE[1:]))
+    found = picture_sigma(y, Identity(SHAPE))
+    assert torch.equal(found, differences_sigma(y, Identity(SHAPE)))
+    assert float((found / 0.05 - 1.0).abs().max()) < 0.1
+    assert float(patches_sigma(y, Identity(SHAPE)).max()) < 0.005
+
+
+def test_one_channel_takes_the_smaller_estimate():
+    shape = (1, 96, 90)
+    y = smooth_images(2, *shape) + 0.1 * noise((2, *shape))
+    rough = differences_sigma(y, Identity(shape))
+    fine = patches_sigma(y, Identity(shape))
+    assert float((fine / 0.1 - 1.0).abs().max()) < 0.05
+    assert torch.equal(picture_sigma(y, Identity(shape)), torch.minimum(fine, rough))
+
+
+def test_a_mosaic_is_no_noise():
+    """Every second pixel of a mosaic is of another colour, which differences take for noise."""
+    shape = (3, 96, 96)
+    colours = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+    x = colours * smooth_images(1, *shape).mean(1, keepdim=True)
+    task = fm.make_task("demosaic", shape, sigma=0.02)
+    y = task.measure(x, seeded())
+    assert float(differences_sigma(y, task.operator)[0]) > 0.04
+    assert float(picture_sigma(y, task.operator)[0]) == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_clipped_noise_is_found_as_it_was(sigma):
+    y = smooth_images(2, *SHAPE) + sigma * noise((2, *SHAPE))
+    clipped = y.clamp(0.0, 1.0)
+    found = picture_sigma(clipped, Identity(SHAPE), (0.0, 1.0))
+    assert float((found / sigma - 1.0).abs().max()) < 0.05
+    if sigma > 0.2:
+        without = picture_sigma(clipped, Identity(SHAPE))
+        assert float((without / sigma - 1.0).abs().min()) > 0.05
+
+
+def test_only_clipped_pictures_are_corrected():
+    y = noisy((0.05, 0.05)).clamp(0.05, 0.95)
+    y[1, 0, :8, :8] = 1.0
+    plain = patches_sigma(y, Identity(SHAPE))
+    found = patches_sigma(y, Identity(SHAPE), (0.0, 1.0))
+    assert found[0] == plain[0]
+    assert found[1] != plain[1]
+
+
+@pytest.mark.parametrize("limits", [(-0.5, 0.8), (-3.0, 0.1), (-math.inf, 0.4), (-0.2, math.inf)])
+def test_what_clipping_keeps_of_a_variance(limits):
+    low, high = limits
+    normal = scipy.stats.norm
+    below, above = normal.cdf(low), normal.sf(high)
+    ends = [(end if math.isfinite(end) else 0.0) for end in limits]
+
+    def moment(power):
+        inside = scipy.integrate.quad(lambda n: n**power * normal.pdf(n), low, high)[0]
+        return inside + ends[0] ** power * below + ends[1] ** power * above
+
+    wanted = moment(2) - moment(1) ** 2
+    found = module._kept_variance(*(torch.tensor([float(end)]).double() for end in limits))
+    assert float(found) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_each_picture_on_its_own():
+    y = noisy().clamp(0.0, 1.0)
+    kept = y.clone()
+    together = picture_sigma(y, Identity(SHAPE), (0.0, 1.0))
+    for index in range(len(y)):
+        alone = picture_sigma(y[index : index + 1], Identity(SHAPE), (0.0, 1.0))
+        assert torch.equal(alone, together[index : index + 1])
+    assert torch.equal(y, kept)
+
+
+def test_hidden_pixels_do_not_count():
+    mask = torch.ones(SHAPE)
+    mask[:, 20:40, 10:30] = 0.0
+    operator = Mask(SHAPE, mask)
+    y = noisy()
+    other = torch.where(mask > 0, y, 17.0)
+    assert torch.equal(picture_sigma(other, operator), picture_sigma(y * mask, operator))
+    assert worst(picture_sigma(other, operator)) < 0.06
+    # where no patch is seen whole
+    scattered = Mask(SHAPE, (torch.rand(1, *SHAPE[1:], generator=seeded()) < 0.5).float())
+    assert bool(patches_sigma(y, scattered).isnan().all())
+    assert torch.equal(picture_sigma(y, scattered), differences_sigma(y, scattered))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 400), (3, 8, 12), (1, 7, 500)])
+def test_few_patches_are_no_estimate(shape):
+    y = smooth_images(2, *shape) + 0.1 * noise((2, *shape))
+    assert bool(patches_sigma(y, Identity(shape)).isnan().all())
+    assert torch.equal(picture_sigma(y, Identity(shape)), differences_sigma(y, Identity(shape)))
+
+
+def test_large_pictures_are_sampled(monkeypatch):
+    whole = picture_sigma(noisy(), Identity(SHAPE))
+    monkeypatch.setattr(module, "MOST_PATCHES", 900)
+    part = picture_sigma(noisy(), Identity(SHAPE))
+    assert not torch.equal(whole, part)
+    assert worst(part) < 0.1
+
+
+def test_no_noise_is_rounding():
+    flat = torch.full((1, *SHAPE), 0.5)
+    assert float(picture_sigma(flat, Identity(SHAPE))) == pytest.approx(quantisation_sigma())
+
+
+def test_it_is_what_estimates_without_a_gaussian_are():
+    y = noisy().clamp(0.0, 1.0)
+    found = estimate_sigma(y, Identity(SHAPE), None, limits=(0.0, 1.0))
+    assert torch.equal(found, picture_sigma(y, Identity(SHAPE), (0.0, 1.0)))
+
+
+# Differences
+
+
+def test_differences_find_white_noise():
+    levels = torch.tensor([0.02, 0.3], dtype=torch.float64).repeat(20)
+    y = smooth_images(40, 3, 32, 32) + levels[:, None, None, None] * noise((40, 3, 32, 32))
+    found = differences_sigma(y, Identity((3, 32, 32)))
+    assert found.shape == (40,)
+    for level in (0.02, 0.3):
+        error = found[levels == level] / level - 1.0
+        assert abs(float(error.mean())) < 0.02
+        assert float(error.abs().max()) < 0.1
+
+
+def test_differences_would_notice_a_wrong_constant(monkeypatch):
+    monkeypatch.setattr(module, "NORMAL_QUARTILE", 0.6)
+    with pytest.raises(AssertionError):
+        test_differences_find_white_noise()
+
+
+def test_the_constant_is_the_normal_quartile():
+    assert pytest.approx(scipy.stats.norm.ppf(0.75), rel=1e-14) == module.NORMAL_QUARTILE
