@@ -32,8 +32,11 @@ SIDE, GREY_SIDE = 4, 8
 """Sides of the patches of pictures with several channels, and with one."""
 MOST_PATCHES, PATCHES_EACH = 20_000, 10
 """Most patches of a picture, and the fewest for each value that a patch has."""
-LEAST_SHARE = 0.2
-"""Share of the differences' estimate below which that of colour patches is not believed."""
+LEAST_SHARE = 0.25
+"""Share of the differences' estimate from which on that of colour patches is believed."""
+WHITE = 1.2
+"""How much more noise, for its pixels, a picture of half the resolution may have where the noise
+is white."""
 
 
 @torch.no_grad()
@@ -42,9 +45,9 @@ def picture_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
 
     That of :func:`patches_sigma`, which texture hardly misleads where a picture has colours:
     their finest detail is alike in all of them, and noise is not. But a JPEG file has smoothed
-    the noise of colours away, and left that of grey. So where next to nothing is found in colour
-    patches, and where a picture has one channel or its patches are too few, the estimate of
-    :func:`differences_sigma` counts: the smaller of both for one channel.
+    the finest noise of colours away, and left that of grey. So where far less is found in colour
+    patches than by :func:`differences_sigma`, and more at half the resolution, the latter counts;
+    and where patches are too few. For a picture of one channel it is the smaller of both.
 
     Args:
         y: Measurements (B, C, H, W), without the operator's offset.
@@ -62,7 +65,12 @@ def picture_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
     fine = patches_sigma(y, operator, limits)
     if y.shape[1] == 1:
         return torch.fmin(fine, rough)
-    return torch.where(fine >= LEAST_SHARE * rough, fine, rough)
+    seen = _seen(y, operator)
+    half = functional.avg_pool2d(y * seen, 2)
+    known = functional.avg_pool2d(seen[None].to(y.dtype), 2)[0] == 1.0
+    coarse = 2.0 * _patches_sigma(half, known, None)
+    believed = (fine >= LEAST_SHARE * rough) | (coarse <= WHITE * fine)
+    return torch.where(believed, fine, rough)
 
 
 @torch.no_grad()
@@ -83,6 +91,11 @@ def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
         Shape (B,), at least the rounding of an 8-bit file; NaN where fewer patches are seen
         whole than ten for each of their values.
     """
+    return _patches_sigma(y, _seen(y, operator), limits)
+
+
+def _patches_sigma(y: Tensor, seen: Tensor, limits: Limits | None) -> Tensor:
+    """:func:`patches_sigma`, given which values (C, H, W) are seen."""
     channels, height, width = y.shape[1:]
     # a mosaic has its colours at every second pixel
     side, stride = (GREY_SIDE, 2) if channels == 1 else (SIDE, 1)
@@ -98,7 +111,7 @@ def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
         found = functional.unfold(images, side, stride=step).transpose(1, 2)
         return found.reshape(len(images), -1, channels, side**2)
 
-    whole = patches(_seen(y, operator)[None].to(y.dtype)).flatten(2).amin(2)[0] > 0
+    whole = patches(seen[None].to(y.dtype)).flatten(2).amin(2)[0] > 0
     if int(whole.sum()) < PATCHES_EACH * size:
         return nowhere
     found = torch.stack([_noise(patches(image[None])[0, whole].double()) for image in y]).to(y)

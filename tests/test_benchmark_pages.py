@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PAGES = ("against_author", "clipping", "compiled", "lowrank", "precision", "sigma_photographs", "supervised")
+PAGES = (
+    "against_author",
+    "clipping",
+    "compiled",
+    "lowrank",
+    "precision",
+    "sigma_photographs",
+    "supervised",
+)
 
 
 def script(name):

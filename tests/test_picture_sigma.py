@@ -63,8 +63,30 @@ def test_the_check_notices_another_choice_of_eigenvalues(broken, monkeypatch):
         test_texture_is_not_taken_for_noise()
 
 
+def test_weak_noise_beside_strong_texture_is_found():
+    """A tenth of what differences find, but as strong at half the resolution: it is white."""
+    shape = (3, 96, 96)
+    y = (
+        smooth_images(1, *shape)
+        + 0.2 * noise((1, 1, *shape[1:]), 1)
+        + 0.02 * noise((1, *shape), 2)
+    )
+    assert float(differences_sigma(y, Identity(shape))[0]) > 0.15
+    assert float(picture_sigma(y, Identity(shape))[0]) == pytest.approx(0.02, rel=0.05)
+
+
+def test_noise_of_fine_grey_and_coarse_colours_is_found_by_differences():
+    """As a JPEG file of halved colours leaves it."""
+    whole, half = noise((2, *SHAPE)), noise((2, 3, SHAPE[1] // 2, SHAPE[2] // 2), 1)
+    grey = whole.mean(1, keepdim=True)
+    colours = (half - half.mean(1, keepdim=True)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    y = smooth_images(2, *SHAPE) + 0.05 * (3**0.5 * grey + 0.5 * colours)
+    found = picture_sigma(y, Identity(SHAPE))
+    assert torch.equal(found, differences_sigma(y, Identity(SHAPE)))
+    assert float(patches_sigma(y, Identity(SHAPE)).max()) < 0.005
+
+
 def test_noise_without_colour_is_found_by_differences():
-    """As a JPEG file leaves it."""
     y = smooth_images(2, *SHAPE) + 0.05 * noise((2, 1, *SHAPE[1:]))
     found = picture_sigma(y, Identity(SHAPE))
     assert torch.equal(found, differences_sigma(y, Identity(SHAPE)))
