@@ -28,8 +28,9 @@ CLEAR = 1.0
 clipping."""
 NORMAL_QUARTILE = 0.6744897501960817
 """Median of |n| of a standard normal n."""
-SIDE, GREY_SIDE = 4, 8
-"""Sides of the patches of pictures with several channels, and with one."""
+SIDES, GREY_SIDE = (4, 3, 2), 8
+"""Sides of the patches of pictures with several channels, the first of which enough are seen
+whole, and with one."""
 MOST_PATCHES, PATCHES_EACH = 20_000, 10
 """Most patches of a picture, and the fewest for each value that a patch has."""
 LEAST_SHARE = 0.25
@@ -89,44 +90,53 @@ def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
 
     Returns:
         Shape (B,), at least the rounding of an 8-bit file; NaN where fewer patches are seen
-        whole than ten for each of their values.
+        whole than ten for each of their values, however small they are.
     """
     return _patches_sigma(y, _seen(y, operator), limits)
 
 
 def _patches_sigma(y: Tensor, seen: Tensor, limits: Limits | None) -> Tensor:
     """:func:`patches_sigma`, given which values (C, H, W) are seen."""
-    channels, height, width = y.shape[1:]
-    # a mosaic has its colours at every second pixel
-    side, stride = (GREY_SIDE, 2) if channels == 1 else (SIDE, 1)
-    size, nowhere = channels * side**2, y.new_full((len(y),), math.nan)
-    if min(height, width) < side:
-        return nowhere
-    step = stride
-    while ((height - side) // step + 1) * ((width - side) // step + 1) > MOST_PATCHES:
-        step += stride
+    chosen = _whole_patches(seen)
+    if chosen is None:
+        return y.new_full((len(y),), math.nan)
+    side, step, whole = chosen
 
     def patches(images: Tensor) -> Tensor:
-        """(B, C, H, W) as (B, patches, C, values)."""
-        found = functional.unfold(images, side, stride=step).transpose(1, 2)
-        return found.reshape(len(images), -1, channels, side**2)
+        """Of (1, C, H, W) those that are seen whole: (patches, C, values), float64."""
+        found = functional.unfold(images, side, stride=step)[0].T[whole]
+        return found.reshape(len(found), images.shape[1], side**2).double()
 
-    whole = patches(seen[None].to(y.dtype)).flatten(2).amin(2)[0] > 0
-    if int(whole.sum()) < PATCHES_EACH * size:
-        return nowhere
-    found = torch.stack([_noise(patches(image[None])[0, whole].double()) for image in y]).to(y)
+    found = torch.stack([_noise(patches(image[None])) for image in y]).to(y)
     if limits is not None:
         low, high = (torch.as_tensor(limit).to(y).expand(y.shape) for limit in limits)
         clipped = torch.stack(at_limits(y, limits)).flatten(2).any(2).any(0)
         for index in torch.nonzero(clipped).flatten().tolist():
             cut = slice(index, index + 1)
-            inside = patches(y[cut])[0, whole].double()
-            down, up = (
-                patches(room)[0, whole].double().mean(2)
-                for room in (y[cut] - low[cut], high[cut] - y[cut])
-            )
-            found[index] = _noise_before_clipping(inside, down, up, found[index].double())
+            room = (y[cut] - low[cut], high[cut] - y[cut])
+            down, up = (patches(away).mean(2) for away in room)
+            first = found[index].double()
+            found[index] = _noise_before_clipping(patches(y[cut]), down, up, first)
     return found.clamp_min(quantisation_sigma())
+
+
+def _whole_patches(seen: Tensor) -> tuple[int, int, Tensor] | None:
+    """Side and spacing of patches, and which of them, row by row, are seen whole (C, H, W)."""
+    channels = len(seen)
+    # a mosaic has its colours at every second pixel
+    sides, stride = ((GREY_SIDE,), 2) if channels == 1 else (SIDES, 1)
+    hidden = (~seen).float()[None]
+    for side in sides:
+        if min(seen.shape[1:]) < side:
+            continue
+        whole = functional.max_pool2d(hidden, side, stride)[0].amax(0) == 0
+        if int(whole.sum()) < PATCHES_EACH * channels * side**2:
+            continue
+        every = 1
+        while int(whole[::every, ::every].sum()) > MOST_PATCHES:
+            every += 1
+        return side, stride * every, whole[::every, ::every].flatten()
+    return None
 
 
 def _noise(patches: Tensor) -> Tensor:
@@ -147,10 +157,11 @@ def _noise_before_clipping(patches: Tensor, down: Tensor, up: Tensor, sigma: Ten
     fewest = PATCHES_EACH * patches[0].numel()
     room = torch.minimum(down, up).amin(1)
     enough = room.sort(descending=True).values[fewest - 1]
+    sigma = sigma.clamp_min(quantisation_sigma())
     for _ in range(ROUNDS):
         inside = room >= torch.minimum(CLEAR * sigma, enough)
         kept = _kept_variance(-down[inside] / sigma, up[inside] / sigma).mean()
-        sigma = _noise(patches[inside]) / kept.sqrt()
+        sigma = (_noise(patches[inside]) / kept.sqrt()).clamp_min(quantisation_sigma())
     return sigma
 
 

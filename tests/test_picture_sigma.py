@@ -168,13 +168,19 @@ def test_hidden_pixels_do_not_count():
     other = torch.where(mask > 0, y, 17.0)
     assert torch.equal(picture_sigma(other, operator), picture_sigma(y * mask, operator))
     assert worst(picture_sigma(other, operator)) < 0.06
-    # where no patch is seen whole
-    scattered = Mask(SHAPE, (torch.rand(1, *SHAPE[1:], generator=seeded()) < 0.5).float())
-    assert bool(patches_sigma(y, scattered).isnan().all())
-    assert torch.equal(picture_sigma(y, scattered), differences_sigma(y, scattered))
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 400), (3, 8, 12), (1, 7, 500)])
+def test_scattered_pixels_show_small_patches():
+    y, mask = noisy((0.05, 0.2)), torch.rand(1, *SHAPE[1:], generator=seeded())
+    half = Mask(SHAPE, (mask < 0.5).float())
+    assert worst(picture_sigma(y, half), (0.05, 0.2)) < 0.15
+    assert torch.equal(picture_sigma(y, half), patches_sigma(y, half))
+    few = Mask(SHAPE, (mask < 0.25).float())
+    assert bool(patches_sigma(y, few).isnan().all())
+    assert torch.equal(picture_sigma(y, few), differences_sigma(y, few))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 40), (3, 8, 12), (1, 7, 500)])
 def test_few_patches_are_no_estimate(shape):
     y = smooth_images(2, *shape) + 0.1 * noise((2, *shape))
     assert bool(patches_sigma(y, Identity(shape)).isnan().all())
@@ -187,6 +193,14 @@ def test_large_pictures_are_sampled(monkeypatch):
     part = picture_sigma(noisy(), Identity(SHAPE))
     assert not torch.equal(whole, part)
     assert worst(part) < 0.1
+
+
+def test_flat_white_is_no_trouble():
+    y = torch.ones(2, *SHAPE)
+    y[1, :, :40] = 0.5 + 0.1 * noise((40, SHAPE[2])).float()
+    found = picture_sigma(y, Identity(SHAPE), (0.0, 1.0))
+    assert float(found[0]) == pytest.approx(quantisation_sigma())
+    assert bool(torch.isfinite(found).all())
 
 
 def test_no_noise_is_rounding():
