@@ -68,7 +68,7 @@ def found_levels(pictures: list[Tensor], seed: int) -> list[dict]:
     """A record for every task and level: errors, or at level 0 the estimates themselves."""
     records = []
     for title, (name, options) in TASKS.items():
-        for sigma in (0.0, *LEVELS):
+        for sigma in (0, *LEVELS):
             values: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for x in pictures:
                 task = fm.make_task(name, tuple(x.shape[1:]), sigma=sigma, **options)
@@ -138,7 +138,7 @@ def page(values: dict) -> str:
         for name in TASKS:
             cells = {r["sigma"]: r[kind] for r in values["levels"] if r["task"] == name}
             row = [f"{100 * cells[s]['median']:.1f} / {100 * cells[s]['q90']:.1f}" for s in LEVELS]
-            row.append(f"{cells[0.0]['median']:.4f} / {cells[0.0]['q90']:.4f}")
+            row.append(f"{cells[0]['median']:.4f} / {cells[0]['q90']:.4f}")
             lines.append(f"| {name} | " + " | ".join(row) + " |")
     lines += [
         "",

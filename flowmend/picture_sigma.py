@@ -24,14 +24,16 @@ FEWEST_DIFFERENCES = 16
 ROUNDS = 6
 """How often the noise is found again once what was clipped is known better."""
 CLEAR = 1.0
-"""Standard deviations of the noise that keep a patch, or a square of four pixels, clear of
-clipping."""
+"""Standard deviations of the noise that keep a square of four pixels clear of clipping."""
 NORMAL_QUARTILE = 0.6744897501960817
 """Median of |n| of a standard normal n."""
+NEWTON, FARTHEST = 8, 3.0
+"""Steps towards the mean of a patch before clipping, and by how many standard deviations of the
+noise it may have moved."""
 SIDES, GREY_SIDE = (4, 3, 2), 8
 """Sides of the patches of pictures with several channels, the first of which enough are seen
 whole, and with one."""
-MOST_PATCHES, PATCHES_EACH = 20_000, 10
+MOST_PATCHES, PATCHES_EACH = 20_000, 25
 """Most patches of a picture, and the fewest for each value that a patch has."""
 LEAST_SHARE = 0.25
 """Share of the differences' estimate from which on that of colour patches is believed."""
@@ -80,8 +82,8 @@ def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
 
     Patches of a picture fill few of their dimensions, white noise fills all of them: of the
     covariance's eigenvalues the smallest, as many as have a mean that is their median, are the
-    noise's variance. Given limits, patches whose mean keeps a standard deviation of the noise
-    away from them count, where there are enough, and what is clipped of theirs is made up for.
+    noise's variance. Given limits, what clipping at them has taken from the noise is made up for:
+    how much that is follows from the patches' means.
 
     Args:
         y: Measurements (B, C, H, W).
@@ -90,7 +92,7 @@ def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
 
     Returns:
         Shape (B,), at least the rounding of an 8-bit file; NaN where fewer patches are seen
-        whole than ten for each of their values, however small they are.
+        whole than 25 for each of their values, however small they are.
     """
     return _patches_sigma(y, _seen(y, operator), limits)
 
@@ -154,25 +156,33 @@ def _noise(patches: Tensor) -> Tensor:
 
 def _noise_before_clipping(patches: Tensor, down: Tensor, up: Tensor, sigma: Tensor) -> Tensor:
     """The same before clipping, given how far (N, C) the patches' means keep from the limits."""
-    fewest = PATCHES_EACH * patches[0].numel()
-    room = torch.minimum(down, up).amin(1)
-    enough = room.sort(descending=True).values[fewest - 1]
-    sigma = sigma.clamp_min(quantisation_sigma())
+    found, sigma = _noise(patches), sigma.clamp_min(quantisation_sigma())
     for _ in range(ROUNDS):
-        inside = room >= torch.minimum(CLEAR * sigma, enough)
-        kept = _kept_variance(-down[inside] / sigma, up[inside] / sigma).mean()
-        sigma = (_noise(patches[inside]) / kept.sqrt()).clamp_min(quantisation_sigma())
+        low, high = -down / sigma, up / sigma
+        kept = _clipped_moments(low, high, _shift(low, high))[1].mean()
+        sigma = (found / kept.sqrt()).clamp_min(quantisation_sigma())
     return sigma
 
 
-def _kept_variance(low: Tensor, high: Tensor) -> Tensor:
-    """Variance of a standard normal value that is clipped to limits."""
-    low, high = low.clamp(-30.0, 0.0), high.clamp(0.0, 30.0)
-    below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
-    at_low, at_high = ((-0.5 * a.square()).exp() / math.sqrt(2.0 * math.pi) for a in (low, high))
-    mean = low * below + high * above + at_low - at_high
-    square = low.square() * below + high.square() * above + 1.0 - below - above
-    return square + low * at_low - high * at_high - mean.square()
+def _shift(low: Tensor, high: Tensor) -> Tensor:
+    """Mean of a normal value of variance 1 whose mean is 0 once it is clipped to limits."""
+    shift = torch.zeros_like(low)
+    for _ in range(NEWTON):
+        mean, _, slope = _clipped_moments(low, high, shift)
+        shift = (shift - mean / slope.clamp_min(0.1)).clamp(-FARTHEST, FARTHEST)
+    return shift
+
+
+def _clipped_moments(low: Tensor, high: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``n + shift`` clipped to limits, n standard normal: mean, variance and chance of lying
+    between them, which is how fast the mean follows the shift."""
+    a, b = (low - shift).clamp(-30.0, 30.0), (high - shift).clamp(-30.0, 30.0)
+    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    at_low, at_high = ((-0.5 * c.square()).exp() / math.sqrt(2.0 * math.pi) for c in (a, b))
+    between = 1.0 - below - above
+    mean = a * below + b * above + at_low - at_high
+    square = a.square() * below + b.square() * above + between + a * at_low - b * at_high
+    return mean + shift, square - mean.square(), between
 
 
 @torch.no_grad()

@@ -134,10 +134,11 @@ def test_only_clipped_pictures_are_corrected():
     assert found[1] != plain[1]
 
 
+@pytest.mark.parametrize("shift", [-1.2, 0.0, 0.7])
 @pytest.mark.parametrize("limits", [(-0.5, 0.8), (-3.0, 0.1), (-math.inf, 0.4), (-0.2, math.inf)])
-def test_what_clipping_keeps_of_a_variance(limits):
+def test_what_clipping_makes_of_a_normal(limits, shift):
     low, high = limits
-    normal = scipy.stats.norm
+    normal = scipy.stats.norm(shift)
     below, above = normal.cdf(low), normal.sf(high)
     ends = [(end if math.isfinite(end) else 0.0) for end in limits]
 
@@ -145,9 +146,13 @@ def test_what_clipping_keeps_of_a_variance(limits):
         inside = scipy.integrate.quad(lambda n: n**power * normal.pdf(n), low, high)[0]
         return inside + ends[0] ** power * below + ends[1] ** power * above
 
-    wanted = moment(2) - moment(1) ** 2
-    found = module._kept_variance(*(torch.tensor([float(end)]).double() for end in limits))
-    assert float(found) == pytest.approx(wanted, abs=1e-7)
+    given = [torch.tensor([float(end)]).double() for end in (*limits, shift)]
+    mean, variance, between = module._clipped_moments(*given)
+    assert float(mean) == pytest.approx(moment(1), abs=1e-7)
+    assert float(variance) == pytest.approx(moment(2) - moment(1) ** 2, abs=1e-7)
+    assert float(between) == pytest.approx(1.0 - below - above)
+    found = module._shift(given[0] - mean, given[1] - mean)
+    assert float(found + mean) == pytest.approx(shift, abs=0.02)
 
 
 def test_each_picture_on_its_own():
@@ -171,11 +176,12 @@ def test_hidden_pixels_do_not_count():
 
 
 def test_scattered_pixels_show_small_patches():
-    y, mask = noisy((0.05, 0.2)), torch.rand(1, *SHAPE[1:], generator=seeded())
-    half = Mask(SHAPE, (mask < 0.5).float())
+    shape = (3, 96, 90)
+    y, mask = noisy((0.05, 0.2), shape), torch.rand(1, *shape[1:], generator=seeded())
+    half = Mask(shape, (mask < 0.5).float())
     assert worst(picture_sigma(y, half), (0.05, 0.2)) < 0.15
     assert torch.equal(picture_sigma(y, half), patches_sigma(y, half))
-    few = Mask(SHAPE, (mask < 0.25).float())
+    few = Mask(shape, (mask < 0.25).float())
     assert bool(patches_sigma(y, few).isnan().all())
     assert torch.equal(picture_sigma(y, few), differences_sigma(y, few))
 
