@@ -33,7 +33,7 @@ noise it may have moved."""
 SIDES, GREY_SIDE = (4, 3, 2), 8
 """Sides of the patches of pictures with several channels, the first of which enough are seen
 whole, and with one."""
-MOST_PATCHES, PATCHES_EACH = 20_000, 25
+MOST_PATCHES, PATCHES_EACH = 20_000, 18
 """Most patches of a picture, and the fewest for each value that a patch has."""
 LEAST_SHARE = 0.25
 """Share of the differences' estimate from which on that of colour patches is believed."""
@@ -92,7 +92,7 @@ def patches_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
 
     Returns:
         Shape (B,), at least the rounding of an 8-bit file; NaN where fewer patches are seen
-        whole than 25 for each of their values, however small they are.
+        whole than 18 for each of their values, however small they are.
     """
     return _patches_sigma(y, _seen(y, operator), limits)
 
