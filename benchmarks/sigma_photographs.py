@@ -130,7 +130,7 @@ def page(values: dict) -> str:
         "there is no noise.",
     ]
     titles = {
-        "picture": "`picture_sigma`, by the covariance of patches: what is used",
+        "picture": "`picture_sigma`, by the covariance of patches or by calm parts: what is used",
         "differences": "`differences_sigma`, by the finest differences: what it falls back to",
     }
     for kind, title in titles.items():

@@ -14,10 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Limits", "at_limits", "before_clipping"]
+__all__ = ["Limits", "at_limits", "before_clipping", "clipped_moments", "mean_before"]
 
 Limits = tuple[Tensor | float, Tensor | float]
 """Lowest and highest value of a measurement, of a shape that fits it; infinite for no limit."""
+NEWTON, FARTHEST = 8, 3.0
+"""Steps towards a mean before clipping, and by how many standard deviations of the
+noise it may have moved."""
 
 
 def at_limits(y: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -68,3 +71,24 @@ def _beyond(a: Tensor, chance: Tensor | None) -> Tensor:
         return -torch.special.ndtri((chance * torch.special.ndtr(a)).clamp_min(tiny))
     density = -0.5 * a.square() - 0.5 * math.log(2.0 * math.pi)
     return (density - torch.special.log_ndtr(a)).exp()
+
+
+def mean_before(low: Tensor, high: Tensor) -> Tensor:
+    """Mean of a normal value of variance 1 whose mean is 0 once it is clipped to limits."""
+    shift = torch.zeros_like(low)
+    for _ in range(NEWTON):
+        mean, _, slope = clipped_moments(low, high, shift)
+        shift = (shift - mean / slope.clamp_min(0.1)).clamp(-FARTHEST, FARTHEST)
+    return shift
+
+
+def clipped_moments(low: Tensor, high: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``n + shift`` clipped to limits, n standard normal: mean, variance and chance of lying
+    between them, which is how fast the mean follows the shift."""
+    a, b = (low - shift).clamp(-30.0, 30.0), (high - shift).clamp(-30.0, 30.0)
+    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    at_low, at_high = ((-0.5 * c.square()).exp() / math.sqrt(2.0 * math.pi) for c in (a, b))
+    between = 1.0 - below - above
+    mean = a * below + b * above + at_low - at_high
+    square = a.square() * below + b.square() * above + between + a * at_low - b * at_high
+    return mean + shift, square - mean.square(), between

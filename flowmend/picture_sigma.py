@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .clipping import Limits, at_limits
+from .clipping import Limits, at_limits, clipped_moments, mean_before
 from .errors import FlowmendError
-from .operators import LinearOperator
+from .operators import Bayer, LinearOperator
 from .pixels import quantisation_sigma
 
-__all__ = ["differences_sigma", "patches_sigma", "picture_sigma"]
+__all__ = ["calm_sigma", "differences_sigma", "patches_sigma", "picture_sigma"]
 
 FEWEST_DIFFERENCES = 16
 ROUNDS = 6
@@ -27,9 +27,6 @@ CLEAR = 1.0
 """Standard deviations of the noise that keep a square of four pixels clear of clipping."""
 NORMAL_QUARTILE = 0.6744897501960817
 """Median of |n| of a standard normal n."""
-NEWTON, FARTHEST = 8, 3.0
-"""Steps towards the mean of a patch before clipping, and by how many standard deviations of the
-noise it may have moved."""
 SIDES, GREY_SIDE = (4, 3, 2), 8
 """Sides of the patches of pictures with several channels, the first of which enough are seen
 whole, and with one."""
@@ -40,6 +37,11 @@ LEAST_SHARE = 0.25
 WHITE = 1.2
 """How much more noise, for its pixels, a picture of half the resolution may have where the noise
 is white."""
+CELL, CALM, FEWEST_CALM = 8, 0.02, 40
+"""Side of the cells whose calmest show the noise of a picture of one channel, their share, and
+the fewest of them."""
+WHITE_CALM = 1.4
+"""As :data:`WHITE`, in the calmest cells."""
 
 
 @torch.no_grad()
@@ -50,7 +52,8 @@ def picture_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
     their finest detail is alike in all of them, and noise is not. But a JPEG file has smoothed
     the finest noise of colours away, and left that of grey. So where far less is found in colour
     patches than by :func:`differences_sigma`, and more at half the resolution, the latter counts;
-    and where patches are too few. For a picture of one channel it is the smaller of both.
+    and where patches are too few. For a picture of one channel it is the smaller of both, or what
+    its calmest parts show (:func:`calm_sigma`) where that is less and the noise there is white.
 
     Args:
         y: Measurements (B, C, H, W), without the operator's offset.
@@ -67,7 +70,7 @@ def picture_sigma(y: Tensor, operator: LinearOperator, limits: Limits | None = N
     rough = differences_sigma(y, operator, limits)
     fine = patches_sigma(y, operator, limits)
     if y.shape[1] == 1:
-        return torch.fmin(fine, rough)
+        return torch.fmin(torch.fmin(fine, rough), _white_calm(y, operator, limits, rough))
     seen = _seen(y, operator)
     half = functional.avg_pool2d(y * seen, 2)
     known = functional.avg_pool2d(seen[None].to(y.dtype), 2)[0] == 1.0
@@ -122,6 +125,89 @@ def _patches_sigma(y: Tensor, seen: Tensor, limits: Limits | None) -> Tensor:
     return found.clamp_min(quantisation_sigma())
 
 
+@torch.no_grad()
+def calm_sigma(y: Tensor, seen: Tensor, limits: Limits | None, first: Tensor) -> Tensor:
+    """Standard deviation of the noise of pictures, from the finest differences in calm cells.
+
+    The calmest cells are those in which the means of squares of four pixels vary least. White
+    noise in these means is independent of that in the differences of the same pixels, so the
+    choice does not make the noise seem weaker. The channels show each cells of their own.
+
+    Args:
+        y: Measurements (B, C, H, W).
+        seen: Which of their values an image can change, (C, H, W).
+        limits: See :func:`picture_sigma`; cells within a standard deviation of them do not count.
+        first: A first estimate (B,).
+
+    Returns:
+        Shape (B,); NaN where there are fewer than twice as many cells as are to be chosen at
+        least.
+    """
+    height, width = (size - size % 2 for size in y.shape[2:])
+
+    def cells(images: Tensor) -> Tensor:
+        """Of squares (C, H/2, W/2): (cells, squares)."""
+        found = functional.unfold(images[:, None], CELL // 2, stride=CELL // 4)
+        return found.transpose(1, 2).flatten(0, 1)
+
+    def squares(images: Tensor) -> list[Tensor]:
+        """The four pixels of every square, of images (..., H, W)."""
+        return [images[..., i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+
+    if min(height, width) < CELL:
+        return y.new_full((len(y),), math.nan)
+    whole = cells(torch.stack(squares(seen)).all(0).to(y.dtype)).amin(1) == 1.0
+    low, high = (-math.inf, math.inf) if limits is None else limits
+    low, high = (torch.as_tensor(limit).to(y).expand(y.shape) for limit in (low, high))
+    found = []
+    for image, least, most, sigma in zip(y, low, high, first, strict=True):
+        a, b, c, d = squares(image)
+        means = cells((a + b + c + d) / 2.0)[whole].double()
+        differences = cells((a - b - c + d) / 2.0)[whole].double()
+        down, up = (
+            cells(sum(squares(away)) / 4.0)[whole].double().mean(1)
+            for away in (image - least, most - image)
+        )
+        found.append(_calmest(means.var(1), differences.square().mean(1), down, up, sigma))
+    return torch.stack(found).to(y)
+
+
+def _calmest(activity: Tensor, energy: Tensor, down: Tensor, up: Tensor, sigma: Tensor) -> Tensor:
+    """The noise of the calmest of cells: how busy each is, the energy of its differences and how
+    far its mean keeps from the limits, (N,) each."""
+    sigma = sigma.double()
+    for _ in range(ROUNDS):
+        clear = torch.minimum(down, up) > CLEAR * sigma
+        count = max(FEWEST_CALM, round(CALM * int(clear.sum())))
+        if int(clear.sum()) < 2 * FEWEST_CALM:
+            return sigma.new_tensor(math.nan)
+        chosen = torch.where(clear, activity, math.inf).argsort()[:count]
+        low, high = -down[chosen] / sigma, up[chosen] / sigma
+        kept = clipped_moments(low, high, mean_before(low, high))[1].mean()
+        sigma = (energy[chosen].mean() / kept).sqrt().clamp_min(quantisation_sigma())
+    return sigma
+
+
+def _white_calm(
+    y: Tensor, operator: LinearOperator, limits: Limits | None, first: Tensor
+) -> Tensor:
+    """:func:`calm_sigma` of pictures of one channel, (B,); NaN where the noise is not white."""
+    seen = _seen(y, operator)
+    if isinstance(operator, Bayer):
+        # each place of the pattern shows a picture of its own
+        even = (slice(None),) * (y.ndim - 2) + tuple(slice(n - n % 2) for n in y.shape[2:])
+        if limits is not None:
+            low, high = (torch.as_tensor(limit).to(y).expand(y.shape) for limit in limits)
+            limits = tuple(functional.pixel_unshuffle(limit[even], 2) for limit in (low, high))
+        y = functional.pixel_unshuffle(y[even], 2)
+        seen = torch.ones(y.shape[1:], dtype=torch.bool, device=y.device)
+    fine = calm_sigma(y, seen, limits, first)
+    known = functional.avg_pool2d(seen[None].to(y.dtype), 2)[0] == 1.0
+    half = functional.avg_pool2d(y * seen, 2)
+    coarse = 2.0 * calm_sigma(half, known, None, first)
+    return torch.where(coarse <= WHITE_CALM * fine, fine, math.nan)
+
+
 def _whole_patches(seen: Tensor) -> tuple[int, int, Tensor] | None:
     """Side and spacing of patches, and which of them, row by row, are seen whole (C, H, W)."""
     channels = len(seen)
@@ -159,30 +245,9 @@ def _noise_before_clipping(patches: Tensor, down: Tensor, up: Tensor, sigma: Ten
     found, sigma = _noise(patches), sigma.clamp_min(quantisation_sigma())
     for _ in range(ROUNDS):
         low, high = -down / sigma, up / sigma
-        kept = _clipped_moments(low, high, _shift(low, high))[1].mean()
+        kept = clipped_moments(low, high, mean_before(low, high))[1].mean()
         sigma = (found / kept.sqrt()).clamp_min(quantisation_sigma())
     return sigma
-
-
-def _shift(low: Tensor, high: Tensor) -> Tensor:
-    """Mean of a normal value of variance 1 whose mean is 0 once it is clipped to limits."""
-    shift = torch.zeros_like(low)
-    for _ in range(NEWTON):
-        mean, _, slope = _clipped_moments(low, high, shift)
-        shift = (shift - mean / slope.clamp_min(0.1)).clamp(-FARTHEST, FARTHEST)
-    return shift
-
-
-def _clipped_moments(low: Tensor, high: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``n + shift`` clipped to limits, n standard normal: mean, variance and chance of lying
-    between them, which is how fast the mean follows the shift."""
-    a, b = (low - shift).clamp(-30.0, 30.0), (high - shift).clamp(-30.0, 30.0)
-    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
-    at_low, at_high = ((-0.5 * c.square()).exp() / math.sqrt(2.0 * math.pi) for c in (a, b))
-    between = 1.0 - below - above
-    mean = a * below + b * above + at_low - at_high
-    square = a.square() * below + b.square() * above + between + a * at_low - b * at_high
-    return mean + shift, square - mean.square(), between
 
 
 @torch.no_grad()

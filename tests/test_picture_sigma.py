@@ -10,6 +10,7 @@ from conftest import smooth_images
 
 import flowmend as fm
 from flowmend import picture_sigma as module
+from flowmend.clipping import clipped_moments, mean_before
 from flowmend.operators import Identity, Mask
 from flowmend.picture_sigma import differences_sigma, patches_sigma, picture_sigma
 from flowmend.pixels import quantisation_sigma
@@ -94,24 +95,64 @@ def test_noise_without_colour_is_found_by_differences():
     assert float(patches_sigma(y, Identity(SHAPE)).max()) < 0.005
 
 
-def test_one_channel_takes_the_smaller_estimate():
+def half_rough(shape):
+    """A picture of one channel (1, 1, H, W) that is smooth at the left and rough at the right."""
+    x = smooth_images(1, *shape)
+    x[..., shape[2] // 3 :] += 0.1 * noise((1, *shape[:2], shape[2] - shape[2] // 3), 4)
+    return x
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
+def test_the_calmest_cells_show_the_noise_of_one_channel(sigma):
+    shape = (1, 160, 150)
+    y = half_rough(shape) + sigma * noise((1, *shape))
+    found = picture_sigma(y, Identity(shape))
+    assert float(found[0]) == pytest.approx(sigma, rel=0.1)
+    assert float(differences_sigma(y, Identity(shape))[0]) > 1.2 * sigma
+    kept = (y + 0.3).clamp(0.0, 1.0)
+    found = picture_sigma(kept, Identity(shape), (0.0, 1.0))
+    assert float(found[0]) == pytest.approx(sigma, rel=0.15)
+
+
+def test_the_choice_of_calm_cells_does_not_weaken_noise():
+    shape = (1, 200, 200)
+    y = 0.5 + 0.1 * noise((4, *shape))
+    seen = torch.ones(shape, dtype=torch.bool)
+    found = module.calm_sigma(y, seen, None, torch.full((4,), 0.1))
+    assert float((found / 0.1 - 1.0).abs().max()) < 0.05
+
+
+def test_calm_noise_that_is_not_white_is_not_believed():
+    """As a strong JPEG leaves it: hardly any in the finest detail, more in the coarser."""
+    shape = (1, 160, 150)
+    coarse = noise((1, 1, 80, 75)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    y = smooth_images(1, *shape) + 0.03 * coarse + 0.005 * noise((1, *shape), 3)
+    rough = differences_sigma(y, Identity(shape))
+    assert bool(module._white_calm(y, Identity(shape), None, rough).isnan().all())
+
+
+def test_one_channel_takes_the_smallest_estimate():
     shape = (1, 96, 90)
     y = smooth_images(2, *shape) + 0.1 * noise((2, *shape))
     rough = differences_sigma(y, Identity(shape))
     fine = patches_sigma(y, Identity(shape))
+    calm = module._white_calm(y, Identity(shape), None, rough)
     assert float((fine / 0.1 - 1.0).abs().max()) < 0.05
-    assert torch.equal(picture_sigma(y, Identity(shape)), torch.minimum(fine, rough))
+    wanted = torch.fmin(torch.fmin(fine, rough), calm)
+    assert torch.equal(picture_sigma(y, Identity(shape)), wanted)
 
 
 def test_a_mosaic_is_no_noise():
     """Every second pixel of a mosaic is of another colour, which differences take for noise."""
-    shape = (3, 96, 96)
+    shape = (3, 161, 128)
     colours = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
-    x = colours * smooth_images(1, *shape).mean(1, keepdim=True)
+    x = colours * half_rough((1, *shape[1:])).clamp(0.0, 1.0)
     task = fm.make_task("demosaic", shape, sigma=0.02)
     y = task.measure(x, seeded())
-    assert float(differences_sigma(y, task.operator)[0]) > 0.04
-    assert float(picture_sigma(y, task.operator)[0]) == pytest.approx(0.02, rel=0.1)
+    assert float(differences_sigma(y, task.operator)[0]) > 0.06
+    for limits in (None, (0.0, 1.0)):
+        found = picture_sigma(y.clamp(0.0, 1.0), task.operator, limits)
+        assert float(found[0]) == pytest.approx(0.02, rel=0.12)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3])
@@ -147,11 +188,11 @@ def test_what_clipping_makes_of_a_normal(limits, shift):
         return inside + ends[0] ** power * below + ends[1] ** power * above
 
     given = [torch.tensor([float(end)]).double() for end in (*limits, shift)]
-    mean, variance, between = module._clipped_moments(*given)
+    mean, variance, between = clipped_moments(*given)
     assert float(mean) == pytest.approx(moment(1), abs=1e-7)
     assert float(variance) == pytest.approx(moment(2) - moment(1) ** 2, abs=1e-7)
     assert float(between) == pytest.approx(1.0 - below - above)
-    found = module._shift(given[0] - mean, given[1] - mean)
+    found = mean_before(given[0] - mean, given[1] - mean)
     assert float(found + mean) == pytest.approx(shift, abs=0.02)
 
 
