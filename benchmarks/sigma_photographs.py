@@ -2,7 +2,8 @@
 
     python benchmarks/sigma_photographs.py bsds/test/cbsd68
 
-measures pictures (every fourth, their middles) with noise of known level, 8-bit, and lets
+measures pictures (every fourth from the third on, their middles: the thresholds were chosen on
+those from the first on) with noise of known level, 8-bit, and lets
 `picture_sigma` find it; denoises them at the level it found and at the true one; and does the
 first with noisy pictures that went through a JPEG file. Results go to
 benchmarks/results/sigma_photographs.md and .json. No number is typed by hand.
@@ -173,13 +174,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prior", default="natural")
     parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--first", type=int, default=2)
     parser.add_argument("--side", type=int, default=320)
     parser.add_argument("--denoise-side", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     prior = fm.load(arguments.prior)
-    images = load_photographs(arguments.folder, prior.config)[0][:: arguments.every]
+    images = load_photographs(arguments.folder, prior.config)[0][
+        arguments.first :: arguments.every
+    ]
 
     def middles(side: int) -> list[Tensor]:
         return [
