@@ -37,9 +37,9 @@ LEAST_SHARE = 0.25
 WHITE = 1.2
 """How much more noise, for its pixels, a picture of half the resolution may have where the noise
 is white."""
-CELL, CALM, FEWEST_CALM = 8, 0.02, 40
-"""Side of the cells whose calmest show the noise of a picture of one channel, their share, and
-the fewest of them."""
+CELL, CALM, FEWEST_CALM, MOST_CELLS = 8, 0.02, 40, 100_000
+"""Side of the cells whose calmest show the noise of a picture of one channel, their share, the
+fewest of them, and about the most cells that are looked at."""
 WHITE_CALM = 1.4
 """As :data:`WHITE`, in the calmest cells."""
 
@@ -144,10 +144,13 @@ def calm_sigma(y: Tensor, seen: Tensor, limits: Limits | None, first: Tensor) ->
         least.
     """
     height, width = (size - size % 2 for size in y.shape[2:])
+    step = CELL // 4
+    while height * width > MOST_CELLS * 4 * step**2:
+        step += 1
 
     def cells(images: Tensor) -> Tensor:
         """Of squares (C, H/2, W/2): (cells, squares)."""
-        found = functional.unfold(images[:, None], CELL // 2, stride=CELL // 4)
+        found = functional.unfold(images[:, None], CELL // 2, stride=step)
         return found.transpose(1, 2).flatten(0, 1)
 
     def squares(images: Tensor) -> list[Tensor]:
@@ -202,6 +205,8 @@ def _white_calm(
         y = functional.pixel_unshuffle(y[even], 2)
         seen = torch.ones(y.shape[1:], dtype=torch.bool, device=y.device)
     fine = calm_sigma(y, seen, limits, first)
+    if bool(fine.isnan().all()):
+        return fine
     known = functional.avg_pool2d(seen[None].to(y.dtype), 2)[0] == 1.0
     half = functional.avg_pool2d(y * seen, 2)
     coarse = 2.0 * calm_sigma(half, known, None, first)

@@ -234,6 +234,24 @@ def test_few_patches_are_no_estimate(shape):
     assert torch.equal(picture_sigma(y, Identity(shape)), differences_sigma(y, Identity(shape)))
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 60), (3, 3, 80), (3, 19, 30)])
+def test_small_mosaics_are_no_trouble(shape):
+    operator = fm.make_task("demosaic", shape).operator
+    y = 0.5 + 0.1 * noise((2, 1, *shape[1:]))
+    assert bool(torch.isfinite(picture_sigma(y, operator, (0.0, 1.0))).all())
+
+
+def test_calm_cells_of_large_pictures_are_sampled(monkeypatch):
+    shape = (1, 160, 150)
+    y = half_rough(shape) + 0.05 * noise((1, *shape))
+    seen, first = torch.ones(shape, dtype=torch.bool), torch.tensor([0.1])
+    whole = module.calm_sigma(y, seen, None, first)
+    monkeypatch.setattr(module, "MOST_CELLS", 700)
+    part = module.calm_sigma(y, seen, None, first)
+    assert whole != part
+    assert float(part) == pytest.approx(0.05, rel=0.1)
+
+
 def test_large_pictures_are_sampled(monkeypatch):
     whole = picture_sigma(noisy(), Identity(SHAPE))
     monkeypatch.setattr(module, "MOST_PATCHES", 900)
