@@ -3,10 +3,10 @@
     python benchmarks/sigma_photographs.py bsds/test/cbsd68
 
 measures pictures (every fourth from the third on, their middles: the thresholds were chosen on
-those from the first on) with noise of known level, 8-bit, and lets
-`picture_sigma` find it; denoises them at the level it found and at the true one; and does the
-first with noisy pictures that went through a JPEG file. Results go to
-benchmarks/results/sigma_photographs.md and .json. No number is typed by hand.
+those from the first on) with noise of known level, 8-bit, and lets `picture_sigma` find it;
+denoises them at the level it found and at the true one; and does the first with noisy pictures
+that went through a JPEG file. Results go to benchmarks/results/sigma_photographs.md and .json. No
+number is typed by hand.
 """
 
 import argparse

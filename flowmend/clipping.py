@@ -74,7 +74,15 @@ def _beyond(a: Tensor, chance: Tensor | None) -> Tensor:
 
 
 def mean_before(low: Tensor, high: Tensor) -> Tensor:
-    """Mean of a normal value of variance 1 whose mean is 0 once it is clipped to limits."""
+    """Mean of a normal value of variance 1 whose mean is 0 once it is clipped to limits.
+
+    Args:
+        low: Lower limits, of any shape, in standard deviations from the mean after clipping.
+        high: Upper limits, likewise.
+
+    Returns:
+        Means before clipping, of that shape, by Newton's method; at most 3 from those after it.
+    """
     shift = torch.zeros_like(low)
     for _ in range(NEWTON):
         mean, _, slope = clipped_moments(low, high, shift)
@@ -83,8 +91,17 @@ def mean_before(low: Tensor, high: Tensor) -> Tensor:
 
 
 def clipped_moments(low: Tensor, high: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``n + shift`` clipped to limits, n standard normal: mean, variance and chance of lying
-    between them, which is how fast the mean follows the shift."""
+    """Mean and variance of ``n + shift`` clipped to limits, n standard normal.
+
+    Args:
+        low: Lower limits, of any shape.
+        high: Upper limits, likewise.
+        shift: Means before clipping, likewise.
+
+    Returns:
+        Means, variances, and the chances of lying between the limits: how fast a mean follows
+        its shift.
+    """
     a, b = (low - shift).clamp(-30.0, 30.0), (high - shift).clamp(-30.0, 30.0)
     below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
     at_low, at_high = ((-0.5 * c.square()).exp() / math.sqrt(2.0 * math.pi) for c in (a, b))
