@@ -1,6 +1,8 @@
 """Fast MAP and the variational posterior against the closed forms of a Gaussian prior."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,15 @@ from conftest import smooth_images, tiny_prior
 import flowmend as fm
 from flowmend.gaussian import GaussianPosterior
 from flowmend.pixels import quantisation_sigma
-from flowmend.whitened import Whitened, fast_map, variational
+from flowmend.whitened import (
+    BETAS,
+    EPSILON,
+    PATIENCE,
+    Whitened,
+    _Descent,
+    fast_map,
+    variational,
+)
 
 SHAPE = (1, 8, 6)
 
@@ -152,6 +162,48 @@ def test_measurements_of_eight_bits_are_not_exact():
     y = smooth_images(3, *SHAPE, seed=2).float() * 0.9
     y[1] = round_to_bytes(y[1:2])[0]
     assert on_byte_grid(y).tolist() == [False, True, False]
+
+
+def test_the_descent_is_adam_along_a_cosine():
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(3, 5, generator=generator).double()
+    gradients = torch.randn(12, 3, 5, generator=generator).double()
+    ours, theirs = first.clone(), first.clone().requires_grad_(True)
+    descent = _Descent([ours], 12, 0.05)
+    adam = torch.optim.Adam([theirs], lr=0.05, betas=BETAS, eps=EPSILON)
+    for step, gradient in enumerate(gradients):
+        assert descent.take(step, torch.full((3,), -float(step)), [gradient])
+        adam.param_groups[0]["lr"] = 0.05 * 0.5 * (1.0 + math.cos(math.pi * step / 12))
+        theirs.grad = gradient.clone()
+        adam.step()
+    assert torch.allclose(ours, theirs, rtol=0.0, atol=1e-12)
+    assert not torch.allclose(ours, first, atol=0.05)
+
+
+def test_an_image_that_stopped_stays_where_it_was():
+    w = torch.zeros(2, 4)
+    descent = _Descent([w], 30, 0.05)
+    for step in range(30):
+        descent.take(step, torch.tensor([0.0, -float(step)]), [torch.ones(2, 4)])
+        if descent.status[0] == "finished":
+            last = w.detach().clone()
+    assert descent.status == [f"settled at step {PATIENCE}", "finished"]
+    assert torch.equal(w[0], last[0])
+    assert not torch.allclose(w[1], last[1], atol=0.05)
+
+
+def test_the_descent_does_not_wait_for_the_compiler():
+    lines = (
+        "import sys, torch",
+        "from flowmend.whitened import _Descent",
+        "before = set(sys.modules)",
+        "_Descent([torch.zeros(1, 2)], 2, 0.1).take(0, torch.zeros(1), [torch.ones(1, 2)])",
+        "print(sorted(name for name in set(sys.modules) - before if 'torch' in name))",
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "[]\n"
 
 
 def test_an_image_that_stops_being_finite_leaves_the_others_alone():
