@@ -8,62 +8,32 @@
 
 Each adds a JSON line for every picture and method to benchmarks/results/photographs.jsonl, and
 skips those it finds there; ``render`` writes photographs.md from them. Noise is Gaussian and not
-clipped, as the benchmark has it. Peers run on the same measurements in the same process: BM3D by
-its authors' package; the Wiener filter of the prior's own stationary Gaussian; total variation and
-half-quadratic splitting (DPIR's settings) by deepinv, the latter with our network as its denoiser;
-and Flower's algorithm on our network. Beside them the paper's kind of flow, of small patches.
-Where pixels are missing DPIR begins with what the Wiener filter finds: with black it ends nowhere.
+clipped, as the benchmark has it. Peers
+(photograph_peers.py) run on the same measurements in the same process.
 
-Sources: A Database of Human Segmented Natural Images (Martin et al., 2001),
-https://doi.org/10.1109/ICCV.2001.937655; Flower: A Flow-Matching Solver for Inverse Problems
-(Pourya et al., 2026), https://arxiv.org/abs/2509.26287; Plug-and-Play Image Restoration with Deep
-Denoiser Prior (Zhang et al., 2021), https://arxiv.org/abs/2008.13751
+Source: A Database of Human Segmented Natural Images (Martin et al., 2001),
+https://doi.org/10.1109/ICCV.2001.937655
 """
 
 import argparse
 import functools
-import json
 import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from photograph_page import EVALUATIONS, KERNELS, MIDDLE, SIGMAS, TASKS, Lines, render
+from photograph_peers import DENOISERS, SOLVERS, Method, bm3d, ours
 from torch import Tensor
 
 import flowmend as fm
-from flowmend import baselines
 from flowmend.chance import generator_at
-from flowmend.device import default_precision
 from flowmend.files import find_pictures, read_image
-from flowmend.guided import Guidance
-from flowmend.photographs import photograph_task, restore_photograph
-from flowmend.provenance import provenance, told
+from flowmend.photographs import photograph_task
 from flowmend.tasks import Task
-from flowmend.weights import find_weights, sha256_of
 
-ROOT = Path(__file__).resolve().parent.parent
-PATCHES = ROOT / "weights" / "patches8.safetensors"
-OF_PATCHES = "flow of patches"
-RESULTS = ROOT / "benchmarks" / "results"
-SIGMAS = (15, 25, 50)
-MIDDLE = 256
-EVALUATIONS = "flowmend, evaluations: {}"
-PUBLISHED = {
-    "CBM3D (published)": (33.52, 30.71, 27.38),
-    "DnCNN (published)": (33.90, 31.24, 27.95),
-    "FFDNet (published)": (33.87, 31.21, 27.96),
-    "DRUNet (published)": (34.30, 31.69, 28.51),
-}
-"""As printed in the DnCNN, FFDNet and DPIR papers, at the three levels."""
-KERNELS = tuple(f"motion:{15 + 12 * k / 7:.0f}:{22.5 * k:g}" for k in range(8))
-"""Motion blurs of 15 to 27 pixels, in eight directions; four pictures of the folder share one, so
-that every fourth picture has the next, and a picture the same however many are left out."""
-TASKS: dict[str, tuple[str, dict]] = {
-    "motion blur, σ = 0.01": ("deblur", {"sigma": 0.01}),
-    "inpaint, 80 % random": ("inpaint", {"mask": "random:0.8"}),
-    "upscale x2, σ = 0.01": ("upscale", {"scale": 2, "sigma": 0.01}),
-}
+RESULTS = Path(__file__).resolve().parent / "results"
 PACE_SIDE = 1000
 PACES: dict[str, dict] = {
     "denoise": {"sigma": 25 / 255},
@@ -73,199 +43,6 @@ PACES: dict[str, dict] = {
     "colorize": {},
     "demosaic": {},
 }
-Method = Callable[[Tensor, Task, fm.ContinuousPrior], Tensor]
-
-
-# Methods, each from one measurement (1, c, h, w) to an image of the operator's shape
-
-
-def ours(
-    y: Tensor, task: Task, prior: fm.ContinuousPrior, evaluations: int | None = None
-) -> Tensor:
-    """What ``flowmend restore`` does."""
-    precision = default_precision(torch.device("cpu"))
-    return restore_photograph(y, task, prior, steps=evaluations, precision=precision).x
-
-
-def turned(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
-    """The same with ``--turns 8``."""
-    return ours(y, task, prior.with_turns(8))
-
-
-def bm3d(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
-    """BM3D by its authors' package."""
-    return baselines.bm3d(y, task.sigma)
-
-
-def wiener(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
-    """The posterior mean of the prior's stationary Gaussian, by conjugate gradients."""
-    gaussian = prior.at_shape(task.operator.shape).stationary
-    sigma = max(task.sigma, 1e-3)
-    return Guidance(y, task.operator, sigma, gaussian, steps=300, tolerance=1e-3).linear(1.0)
-
-
-def flower(
-    y: Tensor, task: Task, prior: fm.ContinuousPrior, steps: int = 100, runs: int = 1
-) -> Tensor:
-    """Flower: where the velocity leads, a proximal step towards the data, new noise."""
-    local = prior.at_shape(task.operator.shape).at_precision("bfloat16")
-    sigma, operator = max(task.sigma, 1e-3), task.operator
-    mean = torch.zeros(1, *operator.shape)
-    for run in range(runs):
-        generator = generator_at(0, 11, run)
-        x = None
-        for index in range(steps):
-            t = (index + 0.5) / steps
-            noise = torch.randn(1, *operator.shape, generator=generator)
-            level = (1.0 - t) / (2.0 * t)
-            noisy = 0.5 + level * noise if x is None else x + level * noise
-            with torch.no_grad():
-                target = local.denoise(noisy, level)
-            # on the range [-1, 1] the covariance is (1 - t)^2 / (t^2 + (1 - t)^2)
-            spread = 0.5 * (1.0 - t) / (t**2 + (1.0 - t) ** 2) ** 0.5
-            x = proximal(y, operator, sigma, target, spread)
-        mean = mean + x / runs
-    return mean
-
-
-def proximal(y: Tensor, operator: object, sigma: float, target: Tensor, spread: float) -> Tensor:
-    """The minimum of ``|A x - y|^2 / sigma^2 + |x - target|^2 / spread^2``."""
-    from flowmend.least_squares import conjugate_gradients
-
-    ratio = sigma**2 / spread**2
-
-    def normal(v: Tensor) -> Tensor:
-        return operator.A_adjoint(operator.A(v)) + ratio * v
-
-    back = operator.A_adjoint(y - operator.A(target))
-    return target + conjugate_gradients(normal, back, 100, 1e-4)
-
-
-def _physics(task: Task) -> object:
-    """Our operator as a deepinv physics."""
-    import deepinv
-
-    return deepinv.physics.LinearPhysics(
-        A=lambda x, **_: task.operator.A(x), A_adjoint=lambda y, **_: task.operator.A_adjoint(y)
-    )
-
-
-def _start(y: Tensor, task: Task) -> Tensor:
-    """The adjoint, divided by what it makes of white; the middle grey where nothing is known."""
-    seen = task.operator.A_adjoint(task.operator.A(torch.ones(1, *task.operator.shape)))
-    found = task.operator.A_adjoint(y) / seen.clamp_min(1e-3)
-    return torch.where(seen > 1e-3, found, torch.full_like(found, 0.5))
-
-
-def total_variation(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
-    """Total variation by deepinv: accelerated proximal gradient descent."""
-    import deepinv
-
-    weight = TV_WEIGHTS[task.name]
-    model = deepinv.optim.optimizers.optim_builder(
-        iteration="FISTA",
-        prior=deepinv.optim.prior.TVPrior(n_it_max=10),
-        data_fidelity=deepinv.optim.data_fidelity.L2(),
-        max_iter=150,
-        early_stop=False,
-        params_algo={"stepsize": 1.0, "lambda": weight, "a": 3.0},
-        custom_init=lambda y, physics: {"est": (_start(y, task), _start(y, task))},
-    )
-    return model(y, _physics(task))
-
-
-TV_WEIGHTS = {"deblur": 3e-4, "inpaint": 3e-2, "upscale": 3e-3}
-
-
-def dpir(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
-    """Half-quadratic splitting as deepinv's DPIR sets it, with our network as the denoiser."""
-    import deepinv
-
-    local = prior.at_shape(task.operator.shape).at_precision("bfloat16")
-
-    class Network(torch.nn.Module):
-        def forward(self, x: Tensor, sigma: Tensor, **_: object) -> Tensor:
-            return local.denoise(x, float(sigma))
-
-    model = deepinv.optim.DPIR(sigma=max(task.sigma, 1e-3), device="cpu", denoiser=Network())
-    begin = {"init": wiener(y, task, prior)} if task.name == "inpaint" else {}
-    with torch.no_grad():
-        return model(y, _physics(task), **begin)
-
-
-@functools.cache
-def patches() -> fm.PatchPrior:
-    """The flow of patches."""
-    return fm.PatchPrior(fm.load(PATCHES))
-
-
-def of_patches(y: Tensor, task: Task, prior: fm.ContinuousPrior) -> Tensor:
-    """What ``flowmend restore`` does with a flow of patches."""
-    return restore_photograph(y, task, patches()).x
-
-
-DENOISERS: dict[str, Method] = {
-    "flowmend": ours,
-    "flowmend, 8 turns": turned,
-    "BM3D": bm3d,
-    OF_PATCHES: of_patches,
-}
-SOLVERS: dict[str, Method] = {
-    "flowmend": ours,
-    "Wiener": wiener,
-    "TV (deepinv)": total_variation,
-    "DPIR (deepinv), our denoiser": dpir,
-    "Flower, our network": flower,
-    OF_PATCHES: of_patches,
-}
-
-ORDER = (*dict.fromkeys((*DENOISERS, *SOLVERS)),)
-
-WITHOUT_PRIOR = ("BM3D", "TV (deepinv)")
-"""Methods whose lines hold whatever the prior is."""
-
-
-# Running
-
-
-class Lines:
-    """The results file: a line for each picture and method, none measured twice."""
-
-    KEY = ("what", "picture", "method", "prior_sha256")
-
-    def __init__(self, path: Path, prior: str) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.lines = read(path)
-        self.sha256 = sha256_of(find_weights(prior))
-        self.prior = Path(prior).stem
-        self.keys = dict.fromkeys(WITHOUT_PRIOR, "none")
-        self.keys[OF_PATCHES] = OF_PATCHES
-        self.done = {tuple(line[name] for name in self.KEY) for line in self.lines}
-        self.made_with = provenance()
-
-    def missing(self, what: str, picture: str, method: str) -> bool:
-        """Whether a line is not there yet."""
-        return (what, picture, method, self.keys.get(method, self.sha256)) not in self.done
-
-    def add(self, what: str, picture: str, method: str, **values: object) -> None:
-        """Appends a line."""
-        sha256 = self.keys.get(method, self.sha256)
-        key = {"what": what, "picture": picture, "method": method, "prior_sha256": sha256}
-        line = (
-            key
-            | {"prior": self.prior if sha256 == self.sha256 else None}
-            | values
-            | {"made_with": self.made_with}
-        )
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.done.add(tuple(key.values()))
-
-
-def read(path: Path) -> list[dict]:
-    """The lines of the results file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def compared(
@@ -409,132 +186,6 @@ def run_pace(arguments: argparse.Namespace) -> None:
             print(f"{what}: {method} {pace:.2f} s a megapixel", flush=True)
 
 
-# The page
-
-
-def averages(lines: list[dict], whats: list[str]) -> list[str]:
-    """A Markdown table: methods by what was done, mean PSNR / SSIM and how many pictures."""
-    rows = ["| method | " + " | ".join(whats) + " |", "|---" * (len(whats) + 1) + "|"]
-    found = dict.fromkeys(line["method"] for line in lines if line["what"] in whats)
-    methods = sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-    for method in methods:
-        cells = []
-        for what in whats:
-            found = [x for x in lines if x["what"] == what and x["method"] == method]
-            if not found:
-                cells.append("-")
-                continue
-            psnr, ssim, seconds = (
-                sum(line[name] for line in found) / len(found)
-                for name in ("psnr", "ssim", "seconds")
-            )
-            cells.append(f"{psnr:.2f} / {ssim:.3f} ({len(found)}; {seconds:.1f} s)")
-        rows.append(f"| {method} | " + " | ".join(cells) + " |")
-    return rows
-
-
-def on_the_same(lines: list[dict], whats: list[str]) -> list[str]:
-    """A sentence for each peer that was run on fewer pictures: both on those, and their times."""
-    found = []
-    for what in whats:
-        here = [line for line in lines if line["what"] == what]
-        mine = {line["picture"]: line for line in here if line["method"] == "flowmend"}
-        for method in dict.fromkeys(line["method"] for line in here):
-            pairs = [
-                (line, mine[line["picture"]])
-                for line in here
-                if line["method"] == method and line["picture"] in mine
-            ]
-            if method == "flowmend" or not 0 < len(pairs) < len(mine):
-                continue
-            peer, own, slower, quicker = (
-                sum(pair[side][name] for pair in pairs) / len(pairs)
-                for name in ("psnr", "seconds")
-                for side in (0, 1)
-            )
-            found += [
-                f"{what}, the {'picture' if len(pairs) == 1 else f'{len(pairs)} pictures'} that "
-                f"both were run on: {method} "
-                f"{peer:.2f} dB in {slower:.1f} s, flowmend {own:.2f} dB in {quicker:.1f} s a "
-                "picture (other work ran beside both).",
-                "",
-            ]
-    return found
-
-
-def render(arguments: argparse.Namespace) -> None:
-    """Writes the page from the lines of the newest prior."""
-    lines = read(arguments.results)
-    last = [line for line in lines if line["prior"] is not None][-1]
-    newest, name = last["prior_sha256"], last["prior"]
-    lines = [line for line in lines if line["prior"] is None or line["prior_sha256"] == newest]
-    counted = [line for line in lines if "evaluations: " in line["method"]]
-    usual = [line for line in lines if line not in counted]
-    page = [
-        "# Photographs",
-        "",
-        "Written by `benchmarks/photographs.py render`; do not edit. Prior "
-        f"`{name}`, sha256 {newest[:12]}. PSNR in dB / SSIM, in brackets how many "
-        "pictures and mean seconds a picture.",
-        "",
-        "## CBSD68, Gaussian noise, not clipped",
-        "",
-        *averages(lines, [f"denoise {level}" for level in SIGMAS]),
-        *(
-            f"| {who} | " + " | ".join(f"{v:.2f}" for v in values) + " |"
-            for who, values in PUBLISHED.items()
-        ),
-        "",
-        *on_the_same(lines, [f"denoise {level}" for level in SIGMAS]),
-    ]
-    if any(line["what"] in TASKS for line in lines):
-        page += [
-            f"## Middles of {MIDDLE} x {MIDDLE} pixels",
-            "",
-            f"Motion blurs of 15 to 27 pixels: {', '.join(f'`{kernel}`' for kernel in KERNELS)}, "
-            "in turn.",
-            "",
-            *averages(usual, list(TASKS)),
-            "",
-            *on_the_same(usual, list(TASKS)),
-        ]
-    if counted:
-        page += [
-            "## How often the network is evaluated",
-            "",
-            "What `--steps` sets, on the middle of every 23rd picture; untouched it is 10, and 30 "
-            "where pixels are missing.",
-            "",
-            *averages(counted, list(TASKS)),
-            "",
-        ]
-    speeds = [line for line in lines if line["what"].startswith("speed")]
-    if speeds:
-        page += [
-            "## Size",
-            "",
-            "| picture | s / megapixel | peak memory, GiB |",
-            "|---|---|---|",
-        ]
-        for line in speeds:
-            page.append(
-                f"| {line['what'][6:]} | {line['seconds_per_megapixel']:.2f} | "
-                f"{line['peak_gib']:.2f} |"
-            )
-    paces = [line for line in lines if line["what"].startswith("pace")]
-    if paces:
-        page += ["", "A picture of 1 MP, seconds:", "", "| task | method | s |", "|---|---|---|"]
-        for line in paces:
-            page.append(
-                f"| {line['what'][5:]} | {line['method']} | {line['seconds_per_megapixel']:.2f} |"
-            )
-    page.append("")
-    page += list(dict.fromkeys(told(line["made_with"]) for line in lines))
-    path = arguments.results.with_suffix(".md")
-    path.write_text("\n".join(page) + "\n")
-    print("\n".join(page))
-
-
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -557,7 +208,7 @@ def main() -> None:
         command.set_defaults(action=action)
     command = commands.add_parser("render")
     command.add_argument("--results", type=Path, default=RESULTS / "photographs.jsonl")
-    command.set_defaults(action=render)
+    command.set_defaults(action=lambda arguments: render(arguments.results))
     arguments = parser.parse_args()
     arguments.action(arguments)
 
