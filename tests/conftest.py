@@ -11,6 +11,7 @@ from PIL import Image
 
 import flowmend as fm
 from flowmend.cli import main
+from flowmend.flow import continuous
 
 SIDE = 16
 """Side of the images that the tiny prior knows."""
@@ -113,6 +114,12 @@ def run(capsys, monkeypatch):
         return Outcome(code, captured.out, captured.err + escaped)
 
     return call
+
+
+@pytest.fixture
+def estimated(monkeypatch):
+    """Traces of a continuous flow are estimated, whatever its size."""
+    monkeypatch.setattr(continuous, "EXACT_DIMENSIONS", 0)
 
 
 def leftovers(*folders):
