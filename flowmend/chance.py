@@ -23,6 +23,9 @@ MIXED = 2.0 / 3.0
 SURE = 0.6
 """How often, of images with times of several kinds, what is known is known exactly; and how often
 of the rest nothing is."""
+COMMON_HOLES, OFF_MIDDLE = (0.3, 0.5), 0.1
+"""Least and largest side of the holes that are met most, and how far from the middle they may lie,
+as shares of the image's side."""
 USUAL_NOISE, NOISE_SPREAD = 0.08, 1.0
 """Median of the noise that restoring photographs meets, on the [0, 1] scale, and the standard
 deviation of its logarithm."""
@@ -96,6 +99,7 @@ def time_maps(
     mixed: float = MIXED,
     focused: float = 0.0,
     sure: float = SURE,
+    common: float = 0.0,
 ) -> Tensor:
     """Times of every value of images (B, C, H, W), in the colour coordinates of a network.
 
@@ -114,6 +118,8 @@ def time_maps(
         mixed: Share of the images with times of several kinds.
         focused: Share of the single times where noise is about the usual.
         sure: How often what is known is known exactly; and how often of the rest nothing is.
+        common: Of the images with times of several kinds, the share of those that are met most:
+            a picture of which only the grey is known, or all but a hole about the middle.
     """
     batch = shape[0]
 
@@ -125,6 +131,8 @@ def time_maps(
     times = torch.where(chances().flatten() < focused, usual, places)
     even = times.view(-1, 1, 1, 1).expand(shape)
     known = _known_values(shape, generator)
+    if common > 0:
+        known = torch.where(chances() < common, _commonly_known(shape, generator), known)
     high = torch.where(chances() < sure, 1.0, path_time(0.002 * 150.0 ** chances()))
     low = torch.where(chances() < sure, 0.0, chances() * high)
     some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
@@ -147,6 +155,24 @@ def _known_values(shape: tuple[int, int, int, int], generator: torch.Generator) 
     limits = torch.where(everywhere, 0.0, 0.7), torch.where(everywhere, 0.75, 0.9)
     colours = torch.where(kind < limits[0], True, torch.where(kind < limits[1], grey, some))
     return (places | everywhere) & colours
+
+
+def _commonly_known(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """The grey of a picture, or all of it but a hole about the middle, alike often."""
+    batch, channels, height, width = shape
+    chances = torch.rand(batch, 4, 1, 1, 1, generator=generator)
+    share = COMMON_HOLES[0] + chances[:, 0] * (COMMON_HOLES[1] - COMMON_HOLES[0])
+    hole = torch.ones(batch, 1, height, width, dtype=torch.bool)
+    for size, view, chance in (
+        (height, (1, 1, height, 1), chances[:, 1]),
+        (width, (1, 1, 1, width), chances[:, 2]),
+    ):
+        length = (share * size).round()
+        first = ((size - length) / 2 + (2.0 * chance - 1.0) * OFF_MIDDLE * size).round()
+        place = torch.arange(size).view(view)
+        hole = hole & (place >= first) & (place < first + length)
+    grey = (torch.arange(channels) == 0).view(1, -1, 1, 1)
+    return torch.where(chances[:, 3] < 0.5, grey, ~hole).expand(shape)
 
 
 def _rectangle(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -107,7 +107,7 @@ class MatchingRun(TrainingRun):
         elif recipe.forget:
             raise FlowmendError("There is nothing to forget without a prior to begin with.")
         prior = ContinuousPrior(velocity, None, self.gaussian, stationary=self.stationary)
-        self.shares = recipe.mixed, recipe.focused, recipe.sure
+        self.shares = recipe.mixed, recipe.focused, recipe.sure, recipe.common
         self.bank = None
         if config.informed:
             gaussians = self._gaussians(progress) or [velocity.gaussian]

@@ -33,6 +33,7 @@ class HintBank:
             :func:`flowmend.chance.time_maps` has it.
         focused: Share of the single times where noise is about the usual.
         sure: How often a map says that values are known exactly, or not at all.
+        common: Share of the maps that are met most.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class HintBank:
         mixed: float = MIXED,
         focused: float = 0.0,
         sure: float = SURE,
+        common: float = 0.0,
     ) -> None:
         self.gaussians, self.seed = list(gaussians), seed
-        self.mixed, self.focused, self.sure = mixed, focused, sure
+        self.mixed, self.focused, self.sure, self.common = mixed, focused, sure, common
         self._maps: dict[int, tuple[Tensor, Tensor]] = {}
 
     def prepare(self, step: int) -> list[tuple[Tensor, Tensor]]:
@@ -63,7 +65,13 @@ class HintBank:
         """A map that is not even."""
         generator = generator_at(self.seed, 8, number)
         while True:
-            for times in time_maps((16, *self.gaussians[0].mean.shape), generator, sure=self.sure):
+            maps = time_maps(
+                (16, *self.gaussians[0].mean.shape),
+                generator,
+                sure=self.sure,
+                common=self.common,
+            )
+            for times in maps:
                 if float(times.min()) < float(times.max()):
                     return times
 

@@ -126,6 +126,7 @@ class MatchingRecipe(Recipe):
             likewise.
         sure: How often, of times of several kinds, values are known exactly and others not at
             all, likewise.
+        common: Share of the times of several kinds that stand for what is met most, likewise.
         relative: Whether the logarithm of an image's loss is minimised, so that all noise levels,
             and smooth and busy images, count alike.
         jitter: Of an image of one size, the largest share that may be cut off before it is shown;
@@ -153,6 +154,7 @@ class MatchingRecipe(Recipe):
     mixed: float = MIXED
     focused: float = 0.0
     sure: float = SURE
+    common: float = 0.0
     relative: bool = False
     jitter: float = 0.0
     folds: int = 5
@@ -170,6 +172,8 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The share of times about the usual noise is one of 0 to 1.")
         if not 0 <= self.sure <= 1:
             raise FlowmendError("The share of values that are known exactly is one of 0 to 1.")
+        if not 0 <= self.common <= 1:
+            raise FlowmendError("The share of times that are met most is one of 0 to 1.")
         if not 0 <= self.jitter <= 0.5:
             raise FlowmendError("The jitter, a share of a picture's side, is one of 0 to 0.5.")
         if not 1 <= self.folds <= MOST_FOLDS:

@@ -31,7 +31,7 @@ CROPS = {
     "relative": True,
 }
 """How photographs are learnt: mostly as pictures with a little noise all over."""
-WHOLE = {"focused": 0.5, "sure": 0.8, "relative": True}
+WHOLE = {"mixed": 0.8, "focused": 0.5, "sure": 0.85, "common": 0.55, "relative": True}
 """How images of one size are learnt: restored in every way, the flow being one way of several."""
 
 
