@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from flow_cases import INSTANCES, gaussian, instance, numbers
 from properties import (
     check_batch,
     check_gradients,
@@ -15,7 +16,6 @@ from properties import (
     randomise,
 )
 from safetensors.torch import load_file
-from test_flow import INSTANCES, gaussian, instance, numbers
 
 import flowmend as fm
 from flowmend.errors import FlowmendError
