@@ -173,7 +173,7 @@ class MatchingRecipe(Recipe):
         if not 0 <= self.sure <= 1:
             raise FlowmendError("The share of values that are known exactly is one of 0 to 1.")
         if not 0 <= self.common <= 1:
-            raise FlowmendError("The share of times that are met most is one of 0 to 1.")
+            raise FlowmendError("The share of times of what is most common is one of 0 to 1.")
         if not 0 <= self.jitter <= 0.5:
             raise FlowmendError("The jitter, a share of a picture's side, is one of 0 to 0.5.")
         if not 1 <= self.folds <= MOST_FOLDS:

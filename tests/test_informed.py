@@ -295,6 +295,8 @@ def test_dropout_spares_the_finest_level_and_only_trains(tmp_path):
     [
         {"folds": 0},
         {"folds": 21},
+        {"common": 1.1},
+        {"common": -0.1},
         {"dropout": 1.0},
         {"dropout": -0.1},
         {"forget": -0.1},

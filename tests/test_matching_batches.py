@@ -126,6 +126,37 @@ def test_times_of_values_are_even_or_of_two_kinds(channels):
         assert 0.03 < float(grey.double().mean()) < 0.3
 
 
+def test_common_times_are_of_lost_colours_and_holes_about_the_middle():
+    shape = (1500, 3, 20, 30)
+    t = time_maps(shape, source(), mixed=1.0, sure=1.0, common=1.0)
+    unknown = t == 0.0
+    assert torch.equal(unknown, t < 1.0)
+    colours = torch.tensor([False, True, True]).view(1, 3, 1, 1)
+    grey = (unknown == colours).flatten(1).all(1)
+    assert float(grey.double().mean()) == pytest.approx(0.5, abs=0.05)
+    holes = unknown[~grey]
+    assert torch.equal(holes, holes[:, :1].expand(holes.shape))
+    for side, length in ((1, 20), (2, 30)):
+        lines = holes[:, 0].any(3 - side)
+        lengths = lines.sum(1)
+        assert int(lengths.min()) == round(0.3 * length)
+        assert int(lengths.max()) == round(0.5 * length)
+        place = torch.arange(length)
+        middle = (lines * (place + 0.5)).sum(1) / lengths - length / 2
+        assert 0.05 * length < float(middle.abs().max()) <= 0.1 * length + 1.0
+        gaps = (lines[:, 1:] != lines[:, :-1]).sum(1)
+        assert int(gaps.max()) == 2
+        filled = holes[:, 0].sum((1, 2)) == holes[:, 0].any(2).sum(1) * holes[:, 0].any(1).sum(1)
+        assert bool(filled.all())
+    rare = time_maps(shape, source(), mixed=1.0, sure=1.0, common=0.3)
+    usual = time_maps(shape, source(), mixed=1.0, sure=1.0)
+    assert torch.equal(usual, time_maps(shape, source(), mixed=1.0, sure=1.0, common=0.0))
+    shares = [
+        float(((m == 0.0) == colours).flatten(1).all(1).double().mean()) for m in (usual, rare)
+    ]
+    assert shares[1] > shares[0]
+
+
 def test_focused_times_have_the_noise_of_photographs():
     t = time_maps((4000, 1, 2, 2), source(), mixed=0.0, focused=1.0)
     assert torch.equal(t, t[:, :, :1, :1].expand(t.shape))
