@@ -144,11 +144,23 @@ class Guidance:
         if self.gaussian is not None:
             mean = self.gaussian.mean(self.y)
             return mean + self.gaussian.colour(normal(mean.flatten(1)))
+        mean = self.covariance.mean.expand(len(self.y), *self.covariance.shape)
+        lack = self.y - self.operator.A(mean)
+        return mean + self._deviation(lack, normal, math.inf)
+
+    def _deviation(self, lack: Tensor, normal: Normal, most: float) -> Tensor:
+        """A draw (B, C, H, W) about the mean of the stationary Gaussian (Matheron's rule).
+
+        Args:
+            lack: What the measurements (B, ...) have beyond those of the mean.
+            normal: As :meth:`draw`.
+            most: As :meth:`linear`.
+        """
         gaussian = self.covariance
-        like = gaussian.mean.expand(len(self.y), *gaussian.shape)
-        x = gaussian.mean + gaussian.apply(normal(like), torch.sqrt)
-        lack = self.y - self.operator.A(x) - self.sigma * normal(self.y)
-        return x + self._gain(lack, lambda v: gaussian.apply(v, lambda variance: variance))
+        like = gaussian.mean.expand(len(lack), *gaussian.shape)
+        x = gaussian.apply(normal(like), lambda v: (v / (v / most**2 + 1.0)).sqrt())
+        lack = lack - self.operator.A(x) - self.sigma * normal(lack)
+        return x + self._gain(lack, lambda v: gaussian.remaining(v, most))
 
     def linear(self, most: float = math.inf) -> Tensor:
         """The posterior mean under a Gaussian alone, images (B, C, H, W).
@@ -180,14 +192,9 @@ class Guidance:
         Of a large picture a corner is enough, and says the same of the whole and of its parts.
         """
         corner = self._corner()
-        gaussian, normal = corner.covariance, shared_noise(generator)
-        x = gaussian.apply(
-            normal(gaussian.mean[None]), lambda v: (v / (v / LINEAR_NOISE**2 + 1.0)).sqrt()
-        )
-        y = corner.operator.A(x)
-        lack = -y - self.sigma * normal(y)
-        x = x + corner._gain(lack, lambda v: gaussian.remaining(v, LINEAR_NOISE))
-        return float(x.square().mean().sqrt())
+        nothing = torch.zeros_like(corner.operator.A(corner.covariance.mean[None]))
+        found = corner._deviation(nothing, shared_noise(generator), LINEAR_NOISE)
+        return float(found.square().mean().sqrt())
 
     def _corner(self) -> "Guidance":
         """The same on a corner of the images, where they are large and the operator has parts."""
