@@ -3,7 +3,12 @@
 python weights/ship.py RUN VAL_FOLDER NAME.safetensors
 
 VAL_FOLDER holds the held-out pictures; with --train it is the folder that was trained on, of which
-the run held some out.
+the run held some out. With --mean OTHER the weights are the means of the run's and of another
+prior's, from which the run began.
+
+Source, of the means: Model Soups: Averaging Weights of Multiple Fine-Tuned Models Improves
+Accuracy without Increasing Inference Time (Wortsman et al., 2022),
+https://arxiv.org/abs/2203.05482
 """
 
 import argparse
@@ -17,6 +22,7 @@ from flowmend.data import hold_out, load_folder, load_photographs, random_patche
 from flowmend.flowmatching import likelihood_and_inverse
 from flowmend.matching_loss import held_out_psnr
 from flowmend.train import held_out_bits, round_trip_error
+from flowmend.weights import find_weights, sha256_of
 
 FACES = {
     "data": "CelebA (Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015), aligned "
@@ -40,6 +46,15 @@ def continuous_facts(prior: ContinuousPrior, images: list[torch.Tensor]) -> dict
     return facts | {"val_psnr_25": round(sum(psnr) / len(psnr), 4)}
 
 
+@torch.no_grad()
+def averaged(prior: ContinuousPrior, other: ContinuousPrior, sha256: str) -> ContinuousPrior:
+    """The prior with the means of both networks' weights; its card says with what."""
+    weights, others = prior.velocity.state_dict(), other.velocity.state_dict()
+    prior.velocity.load_state_dict({name: 0.5 * (w + others[name]) for name, w in weights.items()})
+    prior.card["mean_with_sha256"] = sha256
+    return prior
+
+
 def main() -> None:
     """Reads the run, writes the prior."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -47,8 +62,12 @@ def main() -> None:
     parser.add_argument("validation", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", action="store_true", help="VAL_FOLDER was trained on")
+    parser.add_argument("--mean", help="a prior whose weights count as much as the run's")
     arguments = parser.parse_args()
     prior = fm.load(arguments.run)
+    if arguments.mean is not None:
+        sha256 = sha256_of(find_weights(arguments.mean))
+        prior = averaged(prior, fm.load(arguments.mean), sha256)
     fm.save(arguments.out, prior, half=True)
     shipped = fm.load(arguments.out)
     patches = isinstance(shipped, fm.FlowPrior) and shipped.config.patches
