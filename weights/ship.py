@@ -20,7 +20,7 @@ import flowmend as fm
 from flowmend.continuous import ContinuousPrior
 from flowmend.data import hold_out, load_folder, load_photographs, random_patches
 from flowmend.flowmatching import likelihood_and_inverse
-from flowmend.matching_loss import held_out_psnr
+from flowmend.matching_loss import held_out_loss, held_out_psnr
 from flowmend.train import held_out_bits, round_trip_error
 from flowmend.weights import find_weights, sha256_of
 
@@ -41,7 +41,9 @@ def continuous_facts(prior: ContinuousPrior, images: list[torch.Tensor]) -> dict
     """What the card of a continuous prior says of held-out images."""
     facts = likelihood_and_inverse(prior, images)
     if prior.config.size is not None:
-        return facts | {"val_psnr_25": round(held_out_psnr(prior, torch.stack([*images])), 4)}
+        held = torch.stack([*images])
+        facts["val_loss"] = round(held_out_loss(prior, held), 4)
+        return facts | {"val_psnr_25": round(held_out_psnr(prior, held), 4)}
     psnr = [held_out_psnr(prior, image[None], batch=1) for image in images]
     return facts | {"val_psnr_25": round(sum(psnr) / len(psnr), 4)}
 
