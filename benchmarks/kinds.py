@@ -96,10 +96,10 @@ def page(values: dict) -> str:
         "# Which kind of prior to train",
         "",
         "Written by `python benchmarks/kinds.py`; do not edit. Both kinds learnt the same "
-        f"{values['trained_on']} faces of {SIZE}x{SIZE} pixels for as long, one thread, and "
-        f"restored {values['images']} others by their default method: mean PSNR in dB, 8-bit "
-        "measurements. *lmmse* is the closed form of the Gaussian that was fitted to the same "
-        "faces.",
+        f"{values['trained_on']} faces of {SIZE}x{SIZE} pixels, one thread, with "
+        f"{values['minutes']:g} minutes for the epochs of each, and restored {values['images']} "
+        "others by their default method: mean PSNR in dB, 8-bit measurements. *lmmse* is the "
+        "closed form of the Gaussian that was fitted to the same faces.",
         "",
         f"| task | lmmse | {' | '.join(names)} |",
         "|---|---:" + "|---:" * len(names) + "|",
@@ -117,8 +117,9 @@ def page(values: dict) -> str:
         kind = kinds[name]
         method = kind["records"][-1]["method"]
         lines.append(
-            f"- {name}: `--kind {name}`, {kind['seconds'] / 60:.1f} minutes, {kind['epochs']} "
-            f"epochs, the best of which is kept; restored by {method}."
+            f"- {name}: `--kind {name}`, {kind['seconds'] / 60:.1f} minutes from start to end (other "
+            f"work ran beside), {kind['epochs']} epochs, the best of which is kept; restored by "
+            f"{method}."
         )
     return "\n".join([*lines, "", told(values["made_with"])]) + "\n"
 

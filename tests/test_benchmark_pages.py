@@ -12,6 +12,7 @@ PAGES = (
     "against_author",
     "clipping",
     "compiled",
+    "kinds",
     "lowrank",
     "precision",
     "sigma_photographs",
