@@ -117,7 +117,7 @@ def page(values: dict) -> str:
         kind = kinds[name]
         method = kind["records"][-1]["method"]
         lines.append(
-            f"- {name}: `--kind {name}`, {kind['seconds'] / 60:.1f} minutes from start to end (other "
+            f"- {name}: `--kind {name}`, {kind['seconds'] / 60:.1f} minutes in all (other "
             f"work ran beside), {kind['epochs']} epochs, the best of which is kept; restored by "
             f"{method}."
         )
