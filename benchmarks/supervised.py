@@ -271,7 +271,9 @@ def page(result: dict) -> str:
         f"{result['images']} faces of `{result['folder']}`, 8-bit measurements. *Supervised*: one "
         f"U-Net of {card['parameters'] / 1e6:.2f} M parameters, trained for the first four tasks "
         f"on {card['images']} faces, {card['minutes']:g} minutes of one core, {card['steps']} "
-        f"batches of {card['batch']}. The priors ({ways}) saw no task. *Difference*: ours less "
+        f"batches of {card['batch']}. The priors ({ways}) learnt the density of faces; "
+        "the continuous one, beside noise of every level, what is missing given all else, most "
+        "often colours or a hole about the middle. *Difference*: ours less "
         f"supervised, ours being `{names[0]}` where the operator mixes pixels and `{names[-1]}` "
         "where it does not.",
         "",
