@@ -117,15 +117,19 @@ def page(result: dict) -> str:
         shares = [row["reached_first"], row["reached_later"]]
         cells.append(" / ".join("-" if s is None else f"1/{whole / s:.0f}" for s in shares))
         lines.append(f"| {row['task']} | {' | '.join(cells)} |")
-    good = [
-        row["task"]
-        for row in result["rows"]
-        if (row["reached_later"] or 1e9) <= SHARE * row["recipe"]["seconds"]
-    ]
+    good = {
+        batches: ", ".join(
+            row["task"]
+            for row in result["rows"]
+            if (row[f"reached_{batches}"] or 1e9) <= SHARE * row["recipe"]["seconds"]
+        )
+        for batches in ("first", "later")
+    }
     at_once = [row["task"] for row in result["rows"] if row["start_psnr"] >= row["recipe"]["psnr"]]
     lines += [
         "",
-        f"In at most 1/{1 / SHARE:.0f} of the time, later batches: {', '.join(good) or 'none'}. "
+        f"In at most 1/{1 / SHARE:.0f} of the time, first batches: {good['first'] or 'none'}; "
+        f"later batches: {good['later'] or 'none'}. "
         "Where the LMMSE start alone is as good as the recipe: "
         f"{', '.join(at_once) or 'nowhere'}.",
     ]

@@ -15,6 +15,7 @@ PAGES = (
     "kinds",
     "lowrank",
     "precision",
+    "race",
     "sigma_photographs",
     "supervised",
 )
