@@ -8,8 +8,8 @@
 
 Each adds a JSON line for every picture and method to benchmarks/results/photographs.jsonl, and
 skips those it finds there; ``render`` writes photographs.md from them. Noise is Gaussian and not
-clipped, as the benchmark has it. Peers
-(photograph_peers.py) run on the same measurements in the same process.
+clipped, as the benchmark has it. Peers (photograph_peers.py) run on the same measurements in the
+same process.
 
 Source: A Database of Human Segmented Natural Images (Martin et al., 2001),
 https://doi.org/10.1109/ICCV.2001.937655
