@@ -122,6 +122,20 @@ def estimated(monkeypatch):
     monkeypatch.setattr(continuous, "EXACT_DIMENSIONS", 0)
 
 
+class Interrupted(Exception):  # noqa: N818
+    """Raised where a test interrupts a training."""
+
+
+def interrupt_at(step):
+    """A progress function that interrupts after a step."""
+
+    def progress(done, total, what):
+        if done == step:
+            raise Interrupted
+
+    return progress
+
+
 def leftovers(*folders):
     """Temporary and hidden files under folders: nothing may leave any."""
     return [

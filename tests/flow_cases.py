@@ -130,7 +130,6 @@ def instance(name):
     return build().double(), 0.5 + 0.3 * numbers(BATCH, *shape, seed=8)
 
 
-# The paper's sizes.
 def on_meta(config):
     with torch.device("meta"):
         return MultiscaleFlow(config)
@@ -140,7 +139,6 @@ def couplings(module):
     return [layer for layer in module.modules() if isinstance(layer, AffineCoupling)]
 
 
-# Coupling: Eq. 9-12.
 def hidden_values(network, h):
     """Independent of the library's forward: all values before a ReLU, and the output."""
     height, width = h.shape[2:]

@@ -46,18 +46,6 @@ def log_of(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
-def interrupt_at(step):
-    def progress(done, total, what):
-        if done == step:
-            raise Interrupted
-
-    return progress
-
-
 def batches_of(run, monkeypatch, epochs=1):
     seen = []
     loss = matching_loss

@@ -64,7 +64,6 @@ def flow_prior(seed=3):
     return FlowPrior(flow, gaussian_prior()[0]).double()
 
 
-# Every image on its own
 def options(**changes):
     usual = {"method": "likelihood", "steps": 15, "learning_rate": 0.02}
     return {**usual, "start": numbers(3, SIZE, seed=8), **changes}

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import save_png, smooth_images
+from conftest import Interrupted, interrupt_at, save_png, smooth_images
 from matching_cases import (
     CROPS,
     FIXED,
@@ -13,8 +13,6 @@ from matching_cases import (
     PHOTOGRAPHS,
     RECIPE,
     VALIDATION,
-    Interrupted,
-    interrupt_at,
     levels,
     photographs_in,
     start,

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from matching_cases import CASES, RECIPE, Interrupted, interrupt_at, log_of, run_in, start
+from conftest import Interrupted, interrupt_at
+from matching_cases import CASES, RECIPE, log_of, run_in, start
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import Interrupted, interrupt_at
 from safetensors.torch import load_file, save_file
 from training_cases import (
     CONFIG,
@@ -14,10 +15,8 @@ from training_cases import (
     STRONG,
     VALIDATION,
     WHITENED,
-    Interrupted,
     assert_same,
     blobs,
-    interrupt_at,
     log_of,
     result_of,
     start,

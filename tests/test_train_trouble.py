@@ -5,19 +5,9 @@ import math
 
 import pytest
 import torch
+from conftest import Interrupted, interrupt_at
 from safetensors.torch import load_file, save_file
-from training_cases import (
-    CONFIG,
-    PAPER,
-    STRONG,
-    Interrupted,
-    assert_same,
-    interrupt_at,
-    log_of,
-    result_of,
-    run_in,
-    start,
-)
+from training_cases import CONFIG, PAPER, STRONG, assert_same, log_of, result_of, run_in, start
 
 from flowmend import checkpoint as checkpoint_module
 from flowmend import train as training

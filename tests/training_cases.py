@@ -73,15 +73,3 @@ def assert_same(found, wanted):
         assert different == [], f"{key} differs"
     for key in ("card", "log", "values", "samples"):
         assert found[key] == wanted[key]
-
-
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
-def interrupt_at(step):
-    def progress(done, total, what):
-        if done == step:
-            raise Interrupted
-
-    return progress
