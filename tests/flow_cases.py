@@ -71,7 +71,16 @@ OURS = small(
 )
 FOLDED = small(height=16, width=16, steps=(2,), split=(False,), depth=3, positional=True)
 LAYERLESS = small(steps=(0, 0), split=(True, False))
-COUPLING_MAPS = [(2, 8, 8), (2, 12, 6), (4, 8, 4), (4, 4, 4), (4, 2, 4), (4, 2, 2), (8, 1, 1)]
+COUPLING_MAPS = [
+    (2, 8, 8),
+    (2, 12, 6),
+    (32, 8, 8),
+    (4, 8, 4),
+    (4, 4, 4),
+    (4, 2, 4),
+    (4, 2, 2),
+    (8, 1, 1),
+]
 
 
 def coupling(shape, swap=False, depth=2, scale="sigmoid", positional=False, seed=0):

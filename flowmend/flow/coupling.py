@@ -4,26 +4,24 @@ Source: Generative Flows as a General Purpose Solution for Inverse Problems (Cha
 https://arxiv.org/abs/2110.13285, section 3.2, Eq. 9-12.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .bijection import Bijection
 from .layers import ActNorm
+from .products import FEW_CHANNELS, chained, small_product
 
 __all__ = ["AffineCoupling", "Conditioner"]
 
 
-def _as_product(h: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """An unpadded convolution of (B, C, H, W) as one matrix product over its patches."""
-    weight, bias = convolution.weight.flatten(1), convolution.bias
-    down, across = convolution.kernel_size
-    rows, columns = h.shape[2] - down + 1, h.shape[3] - across + 1
-    corners = [(row, column) for row in range(rows) for column in range(columns)]
-    patches = [h[:, :, row : row + down, column : column + across] for row, column in corners]
-    patches = torch.stack(patches, 1).flatten(2)
-    products = functional.linear(patches, weight, bias)
-    return products.transpose(1, 2).reshape(len(h), -1, rows, columns)
+def _laid(h: Tensor) -> Tensor:
+    """Channels last in bfloat16, where convolutions on a large map are faster in it."""
+    if h.dtype == torch.bfloat16:
+        return h.contiguous(memory_format=torch.channels_last)
+    return h
 
 
 class Conditioner(nn.Module):
@@ -62,8 +60,8 @@ class Conditioner(nn.Module):
         padding = 0 if shrinks or kernel == 1 else 1
         factor = 4 if shrinks else 1
         self.shuffle = 2 if shrinks else 1
-        self.folds = height * width >= 64
-        self.dense = height * width <= 16
+        self.large = height * width >= 64
+        self.small = shrinks or kernel == 1
         self.first = nn.Conv2d(channels, hidden * factor, kernel, padding=padding)
         self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in range(depth - 2))
         self.norms = nn.ModuleList(ActNorm(hidden) for _ in range(depth - 1))
@@ -73,68 +71,79 @@ class Conditioner(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(1, outputs, 1, 1))
         self.position = nn.Parameter(torch.zeros(1, hidden, height, width)) if positional else None
 
-    def _normed(self, convolution: nn.Conv2d, norm: ActNorm, h: Tensor, shuffle: int) -> Tensor:
-        """``relu(norm(position + shuffle(convolution(h))))`` at the least cost.
-
-        On large maps the actnorm is folded into the convolution's weights, on small ones the
-        weights outnumber the activations and it is applied to these.
-        """
-        position = self.position if convolution is self.first else None
-        gain = norm.log_scale.exp()
-        shift = norm.shift if position is None else norm.shift + position
-        if self.folds:
-            weight = convolution.weight * gain.view(-1, 1, 1, 1)
-            bias = (convolution.bias + norm.shift.flatten()) * gain.flatten()
-            h = functional.conv2d(h, self._laid(weight), bias, padding=convolution.padding)
-            h = h if position is None else h + (position * gain).to(h.dtype)
-        else:
-            h = self._shuffled(convolution, h, shuffle)
-            h = (h + shift.to(h.dtype)) * gain.to(h.dtype)
-        return functional.relu(h, inplace=True)
-
-    def _shuffled(self, convolution: nn.Conv2d, h: Tensor, shuffle: int) -> Tensor:
-        """``pixel_shuffle(convolution(h))`` on a small map: where it can be, a matrix product.
-
-        There the weights outnumber the activations by far, and the convolution kernels are
-        several times slower than gathering the few patches and multiplying.
-        """
-        if self.dense and convolution.padding == (0, 0):
-            h = _as_product(h, convolution)
-        else:
-            h = convolution(h)
-        return functional.pixel_shuffle(h, shuffle) if shuffle > 1 else h
-
-    @staticmethod
-    def _laid(h: Tensor) -> Tensor:
-        """Channels last in bfloat16, where convolutions on a large map are faster in it."""
-        if h.dtype == torch.bfloat16:
-            return h.contiguous(memory_format=torch.channels_last)
-        return h
-
     def forward(self, h: Tensor) -> Tensor:
         """From (B, channels, H, W) to (B, outputs, H, W), in the precision of the weights."""
         h = h.to(self.first.weight.dtype)
-        h = self._laid(h) if self.folds else h
-        h = self._normed(self.first, self.norms[0], h, self.shuffle)
-        for convolution, norm in zip(self.middle, self.norms[1:], strict=True):
-            h = self._normed(convolution, norm, h, 1)
-        gain = (3.0 * self.log_gain).exp()
-        if self.folds:
-            weight = self.last.weight * gain.view(-1, 1, 1, 1)
-            bias = self.last.bias * gain.flatten()
-            return functional.conv2d(h, self._laid(weight), bias, padding=self.last.padding)
-        return self._shuffled(self.last, h, self.shuffle) * gain
+        if self.small:
+            return self._on_small(h)
+        if not self.large:
+            return self._on_middling(h)
+        if h.shape[1] < FEW_CHANNELS and h.dtype != torch.bfloat16 and h.device.type == "cpu":
+            return self._by_products(h)
+        return self._by_convolutions(h)
+
+    def _layers(self) -> Iterator[tuple[nn.Conv2d, Tensor, Tensor]]:
+        """The convolutions but the last, with what is added after each and the factor of both."""
+        for convolution, norm in zip((self.first, *self.middle), self.norms, strict=True):
+            shift = norm.shift
+            if convolution is self.first and self.position is not None:
+                shift = shift + self.position
+            yield convolution, shift, norm.log_scale.exp()
+
+    @property
+    def _gain(self) -> Tensor:
+        """The factor (1, outputs, 1, 1) of what the last convolution makes."""
+        return (3.0 * self.log_gain).exp()
+
+    def _on_small(self, h: Tensor) -> Tensor:
+        """Where weights outnumber activations by far: these take the actnorm."""
+        for convolution, shift, gain in self._layers():
+            h = small_product(h, convolution, self.shuffle if convolution is self.first else 1)
+            shift, gain = (shift * gain).to(h.dtype), gain.to(h.dtype)
+            h = functional.relu(torch.addcmul(shift, h, gain), inplace=True)
+        return small_product(h, self.last, self.shuffle) * self._gain
+
+    def _on_middling(self, h: Tensor) -> Tensor:
+        """The same for maps between."""
+        for convolution, shift, gain in self._layers():
+            h = (convolution(h) + shift.to(h.dtype)) * gain.to(h.dtype)
+            h = functional.relu(h, inplace=True)
+        return self.last(h) * self._gain
+
+    def _by_products(self, h: Tensor) -> Tensor:
+        """Where activations outnumber weights: these take the actnorm."""
+        layers = []
+        for convolution, shift, gain in self._layers():
+            added = (convolution.bias.view(1, -1, 1, 1) + shift) * gain
+            layers.append((convolution.weight.flatten(1) * gain.view(-1, 1), added[0].flatten(1)))
+        gain = self._gain
+        h = chained(h, layers, self.last.weight * gain.view(-1, 1, 1, 1))
+        return h + self.last.bias.view(1, -1, 1, 1) * gain
+
+    def _by_convolutions(self, h: Tensor) -> Tensor:
+        """The same in one convolution after the other."""
+        for convolution, shift, gain in self._layers():
+            added = (convolution.bias.view(1, -1, 1, 1) + shift) * gain
+            everywhere = added.shape[2:] == (1, 1)
+            weight = _laid(convolution.weight * gain.view(-1, 1, 1, 1))
+            bias = added.flatten() if everywhere else None
+            h = functional.conv2d(_laid(h), weight, bias, padding=convolution.padding)
+            h = h if everywhere else h + added.to(h.dtype)
+            h = functional.relu(h, inplace=True)
+        gain = self._gain
+        weight = _laid(self.last.weight * gain.view(-1, 1, 1, 1))
+        bias = self.last.bias * gain.flatten()
+        return functional.conv2d(h, weight, bias, padding=self.last.padding)
 
     @torch.no_grad()
     def initialise(self, h: Tensor) -> None:
         """Sets the inner actnorms from a batch."""
         for convolution, norm in zip((self.first, *self.middle), self.norms, strict=True):
-            shuffle = self.shuffle if convolution is self.first else 1
-            before = self._shuffled(convolution, h, shuffle)
-            if convolution is self.first and self.position is not None:
-                before = before + self.position
-            norm.initialise(before)
-            h = self._normed(convolution, norm, h, shuffle)
+            before = convolution(h)
+            if convolution is self.first:
+                before = functional.pixel_shuffle(before, self.shuffle)
+                before = before if self.position is None else before + self.position
+            h = functional.relu(norm.initialise(before))
 
 
 class AffineCoupling(Bijection):

@@ -19,8 +19,8 @@ from .multiscale import MultiscaleFlow
 
 __all__ = ["reversible_decode", "reversible_encode"]
 
-SLICE = 2**21
-"""Hidden values a coupling network computes at a time (8 MiB in float32); the images of a larger
+SLICE = 2**20
+"""Hidden values a coupling network computes at a time (4 MiB in float32); the images of a larger
 batch go in slices."""
 INVERSE = {"encode": "decode", "decode": "encode"}
 
