@@ -8,6 +8,8 @@ from torch.nn import functional
 from flowmend.flow import FlowConfig
 
 HIDDEN = 6
+CLOSE = 1e-4
+"""Largest distance of two float32 images that count as one."""
 FIRST = "layers.2.norm.bias"
 TENSORS = (
     "norm.bias",

@@ -14,6 +14,8 @@ from flowmend.cli import main
 from flowmend.flow import continuous
 
 SIDE = 16
+NAMES = ("a", "b", "inside/c")
+QUICK = ("--steps", 3, "--device", "cpu", "--precision", "float32")
 """Side of the images that the tiny prior knows."""
 
 

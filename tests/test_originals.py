@@ -5,8 +5,8 @@ import png
 import pytest
 import tifffile
 import torch
+from photograph_cases import any_size_prior, run
 from PIL import Image, ImageCms
-from test_photographs import any_size_prior, run
 
 import flowmend as fm
 from flowmend.originals import Original, read_original, save_like
