@@ -52,6 +52,7 @@ class Item:
     ssim: float | None = None
     input_psnr: float | None = None
     std: Tensor | None = None
+    mean_error: float | None = None
     sigma: float | None = None
     steps: int | None = None
     tile: int | None = None
@@ -71,6 +72,7 @@ class Item:
             "psnr": self.psnr,
             "ssim": self.ssim,
             "input_psnr": self.input_psnr,
+            "mean_error": self.mean_error,
             "sigma": self.sigma,
             "steps": self.steps,
             "tile": self.tile,
@@ -293,6 +295,7 @@ def finish(item: Item, solution: Solution, place: int, picture: Tensor) -> None:
         item.warnings.append(status)
     if solution.std is not None:
         item.std = solution.std[place].cpu()
+        item.mean_error = float(solution.mean_error[place])
         draws = solution.samples[:, place].cpu()
         _save_posterior(item.output.with_suffix(""), item.std, draws)
     if item.reference is not None:

@@ -373,9 +373,9 @@ def posterior(
         observe: As :func:`sample_posterior`.
 
     Returns:
-        Mean, standard deviation (of a pixel over the draws, n - 1) and the draws. Where single
-        coordinates are known the mean is the network's own, in one evaluation, and not that of
-        the draws.
+        Mean, standard deviation (of a pixel over the draws, n - 1), the draws, and how exact their
+        number makes the mean. Where single coordinates are known the mean is the network's own, in
+        one evaluation, and not that of the draws.
     """
     if churn is None:
         churn = CHURN if guidance.known is None else 0.0
@@ -389,10 +389,12 @@ def posterior(
         progress=progress,
         observe=observe,
     )
-    mean = samples.mean(0)
+    mean, std = samples.mean(0), samples.std(0)
+    error = std.square().flatten(1).mean(1).div(draws).sqrt()
     if guidance.known is not None:
+        error = torch.zeros_like(error)
         with torch.no_grad():
             mean = guidance.known.mean(prior)
     finite = torch.isfinite(mean).flatten(1).all(1).tolist()
     status = ["finished" if fine else UNFINISHED for fine in finite]
-    return Posterior(mean, samples.std(0), samples, {}, status)
+    return Posterior(mean, std, samples, error, {}, status)

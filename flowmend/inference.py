@@ -102,11 +102,13 @@ def _solution(
     settings: dict[str, object],
     std: Tensor | None,
     samples: Tensor | None,
+    mean_error: Tensor | None = None,
 ) -> Solution:
     x = torch.where(torch.isfinite(x), x, instead).clamp(0.0, 1.0)
     samples = None if samples is None else samples.clamp(0.0, 1.0)
     settings = settings | {"sigma": request.sigma, "precision": request.precision}
-    return Solution(x, None, trace, status, 0.0, request.method.name, settings, std, samples)
+    name = request.method.name
+    return Solution(x, None, trace, status, 0.0, name, settings, std, samples, mean_error)
 
 
 def _exact(request: Request) -> Tensor:
@@ -163,6 +165,7 @@ def _whitened(request: Request, prior: FlowPrior) -> Solution:
         settings,
         found.std,
         found.samples,
+        found.mean_error,
     )
 
 
@@ -228,7 +231,15 @@ def _guided(request: Request, prior: ContinuousPrior | PatchPrior) -> Solution:
     )
     samples = found.samples[: request.samples]
     return _solution(
-        request, found.x, instead, found.trace, found.status, settings, found.std, samples
+        request,
+        found.x,
+        instead,
+        found.trace,
+        found.status,
+        settings,
+        found.std,
+        samples,
+        found.mean_error,
     )
 
 

@@ -145,6 +145,7 @@ def _in_parts(
     local: ContinuousPrior | PatchPrior | None = None
     x = std = samples = first = None
     status: list[str] = []
+    errors: list[Tensor] = []
     seconds = 0.0
     for index, (row, column) in enumerate((r, c) for r in rows for c in columns):
         part, measured = task, y
@@ -180,6 +181,7 @@ def _in_parts(
         if std is not None:
             std.add(found.std, row, column)
             samples.add(found.samples, row, column)
+            errors.append(found.mean_error)
     bad = next((s for s in status if not s.startswith(("finished", "settled"))), "finished")
     return Solution(
         _shown(x, task, y),
@@ -191,6 +193,7 @@ def _in_parts(
         first.settings | {"sigma": task.sigma, "tiles": count, "tile": tile},
         _shown(std, task, y),
         _shown(samples, task, y),
+        torch.stack(errors).square().mean(0).sqrt() if errors else None,
     )
 
 

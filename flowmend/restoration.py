@@ -245,4 +245,5 @@ def _merge(parts: list[Solution], members: list[list[int]]) -> Solution:
         dict(parts[0].settings),
         rows([part.std for part in parts]),
         rows([part.samples for part in parts], 1),
+        rows([part.mean_error for part in parts]),
     )

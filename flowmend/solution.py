@@ -15,6 +15,7 @@ class Posterior:
         x: Mean images (B, C, H, W), not clamped.
         std: Standard deviation of every pixel (B, C, H, W) on the [0, 1] scale.
         samples: Draws (S, B, C, H, W), not clamped.
+        mean_error: Standard error of x (B,), as :class:`Solution`.
         trace: ``"objective"`` (steps, B) where something was optimised, else empty.
         status: For each image, as :class:`Solution`.
     """
@@ -22,6 +23,7 @@ class Posterior:
     x: Tensor
     std: Tensor
     samples: Tensor
+    mean_error: Tensor
     trace: dict[str, Tensor]
     status: list[str]
 
@@ -42,6 +44,10 @@ class Solution:
         std: Posterior standard deviation of every pixel (B, C, H, W) on the [0, 1] scale; None
             for methods that give one image and no more.
         samples: Draws from the posterior (S, B, C, H, W), clamped to [0, 1]; None likewise.
+        mean_error: How far x is from the mean of infinitely many draws (B,): its standard error,
+            the root of its mean square over an image, on the [0, 1] scale. The draws are
+            independent, so that their effective number is their number. 0 where the mean takes
+            no draws; None likewise.
     """
 
     x: Tensor
@@ -53,6 +59,7 @@ class Solution:
     settings: dict[str, object] = field(default_factory=dict)
     std: Tensor | None = None
     samples: Tensor | None = None
+    mean_error: Tensor | None = None
 
     @property
     def finished(self) -> bool:

@@ -278,4 +278,5 @@ def variational(
         std = (square / max(DRAWS, samples)).sqrt()
     stacked = torch.stack(kept) if kept else mean.new_zeros(0, *mean.shape)
     trace = {"objective": torch.stack(descent.trace)}
-    return Posterior(mean, std, stacked, trace, descent.status)
+    # the mean is a parameter of the distribution, and takes no draws
+    return Posterior(mean, std, stacked, mean.new_zeros(count), trace, descent.status)

@@ -263,6 +263,7 @@ def test_the_posterior_writes_how_sure_it_is(degrade, restore):
     )
     assert outcome.code == 0, outcome.err
     assert values["method"] == "posterior"
+    assert [each["mean_error"] for each in values["images"]] == [0.0] * len(NAMES)
     for name in NAMES:
         std = np.load(out / name / "std.npy")
         assert std.shape == (3, SIDE, SIDE)

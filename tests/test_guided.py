@@ -193,6 +193,27 @@ def test_mean_and_spread_of_draws_are_those_of_the_posterior():
     assert found.status == ["finished", "finished"]
 
 
+@pytest.mark.parametrize("draws", [3, 12])
+def test_the_error_of_a_mean_of_few_draws_is_what_it_is_said_to_be(draws):
+    prior, task = gaussian(), tasks()[0]
+    y = measured(task, 1)
+    expected, _ = closed_form(prior, task.operator, task.sigma, y)
+    found = [
+        posterior(
+            guidance(task, prior, y),
+            prior,
+            evaluations=12,
+            draws=draws,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in range(40)
+    ]
+    actual = torch.stack([each.x - expected for each in found]).square().mean().sqrt()
+    said = torch.stack([each.mean_error for each in found])
+    assert said.shape == (40, 1)
+    assert float(said.square().mean().sqrt()) == pytest.approx(float(actual), rel=0.1)
+
+
 def test_an_image_does_not_depend_on_the_others():
     prior, task = gaussian(), tasks()[0]
     y = measured(task, 3)

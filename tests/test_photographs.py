@@ -16,6 +16,11 @@ from flowmend.tasks import task_noise, task_shape
 from flowmend.tiles import Canvas, spans
 
 
+@pytest.fixture(scope="module")
+def prior():
+    return any_size_prior()
+
+
 # Parts
 @given(
     length=st.integers(1, 400),
@@ -192,6 +197,12 @@ def test_posterior_draws_and_unknown_noise_and_lost_pixels(prior):
     found = restore_photograph(y, task, prior, "posterior", steps=2, samples=2)
     assert found.std.shape == x.shape
     assert found.samples.shape == (2, *x.shape)
+    assert found.mean_error.tolist() == [0.0]
+    small = photograph_task("upscale", (3, 20, 25), 3)
+    y_small = small.measure(x, source())
+    found = restore_photograph(y_small, small, prior, "posterior", steps=2, samples=2, tile=32)
+    assert found.mean_error.shape == (1,)
+    assert 0.0 < float(found.mean_error) < float(found.std.mean())
     auto = photograph_task("denoise", (3, 40, 50), 3, sigma="auto")
     found = restore_photograph(y, auto, prior)
     assert found.settings["sigma"] == pytest.approx(0.1, rel=0.15)
