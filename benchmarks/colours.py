@@ -156,9 +156,9 @@ def page(results: list[dict]) -> str:
         f"Written by `benchmarks/colours.py`; do not edit. Mean PSNR in dB of {last['images']} "
         "test faces, coloured from their 8-bit grey. *Network*: a U-Net of "
         f"{last['parameters'] / 1e6:.1f} M parameters that learnt nothing but colours, by so many "
-        "faces, each shown moved, turned and scaled; *best after*, of "
-        f"{last['minutes']:g} minutes of one core, where validation faces were. *Both*: the mean "
-        f"of its images and of those of `{last['prior']}`.",
+        "faces, each shown moved, turned and scaled; *best after*: where validation faces were, "
+        "and the minutes of one core that it ran for. *Both*: the mean of its images and of those "
+        f"of `{last['prior']}`.",
         "",
         "| faces | LMMSE of as many | network | best after | both |",
         "|---:|---:|---:|---:|---:|",
@@ -166,7 +166,7 @@ def page(results: list[dict]) -> str:
     for r in results:
         lines.append(
             f"| {r['faces']} | {r['psnr']['linear']:.2f} | {r['psnr']['network']:.2f} | "
-            f"{r['best']['minutes']:.0f} min | {r['psnr']['both']:.2f} |"
+            f"{r['best']['minutes']:.0f} of {r['minutes']:g} | {r['psnr']['both']:.2f} |"
         )
     goal = last["psnr"]["prior lmmse"] + WANTED
     lines += [
@@ -185,7 +185,8 @@ def page(results: list[dict]) -> str:
             needed = last["faces"] * 2.0 ** (lacking / doubling)
             text += f"; if it went on like this, what is wanted took {needed:.1g} faces"
         lines[-1] += f" {text}."
-    return "\n".join([*lines, "", *sorted({told(r["made_with"]) for r in results})]) + "\n"
+    made = [line for r in results for line in ("", told(r["made_with"]))]
+    return "\n".join(lines + made) + "\n"
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 PAGES = (
     "against_author",
     "clipping",
+    "colours",
     "compiled",
     "kinds",
     "lowrank",
