@@ -183,7 +183,7 @@ def page(results: list[dict]) -> str:
         if doubling > 0 and goal > last["psnr"]["network"]:
             lacking = goal - last["psnr"]["network"]
             needed = last["faces"] * 2.0 ** (lacking / doubling)
-            text += f"; if it went on like this, what is wanted took {needed:.1g} faces"
+            text += f"; if it went on like this, what is wanted took {needed / 1000:.0f},000 faces"
         lines[-1] += f" {text}."
     made = [line for r in results for line in ("", told(r["made_with"]))]
     return "\n".join(lines + made) + "\n"
