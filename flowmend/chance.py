@@ -4,14 +4,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .pixels import path_time
+from .pixels import from_bytes, path_time, to_bytes
 
 __all__ = [
     "MIXED",
     "SURE",
     "dropped",
     "generator_at",
+    "grey_only",
     "mirrored",
+    "random_affine",
     "random_crop",
     "random_parts",
     "stratified_times",
@@ -82,6 +84,39 @@ def random_parts(
     return torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
 
 
+def random_affine(
+    images: Tensor, size: tuple[int, int], affine: float, generator: torch.Generator
+) -> Tensor:
+    """Every image uint8 (B, C, H, W) turned, scaled and moved at random, reduced to a size.
+
+    What lies beyond an edge is what the edge mirrors.
+
+    Source: Training Generative Adversarial Networks with Limited Data (Karras et al., 2020),
+    https://arxiv.org/abs/2006.06676
+
+    Args:
+        images: The images.
+        size: Height and width of what is returned; they divide those of the images.
+        affine: Largest angle in radians, largest |logarithm of the scale|, and largest shift down
+            and to the right as a share of half a side; each uniform.
+        generator: Source of all that is random.
+    """
+    angle, scale, right, down = affine * (
+        2.0 * torch.rand(4, len(images), generator=generator) - 1.0
+    )
+    cosine, sine = scale.exp() * angle.cos(), scale.exp() * angle.sin()
+    aspect = images.shape[2] / images.shape[3]
+    rows = (
+        torch.stack([cosine, -sine * aspect, right], 1),
+        torch.stack([sine / aspect, cosine, down], 1),
+    )
+    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    moved = functional.grid_sample(
+        from_bytes(images), grid, padding_mode="reflection", align_corners=False
+    )
+    return to_bytes(functional.interpolate(moved, size, mode="area"))
+
+
 def stratified_times(count: int, generator: torch.Generator | None = None) -> Tensor:
     """Times (count,), uniform in [0, 1], one in each of ``count`` equal parts, in order.
 
@@ -138,6 +173,11 @@ def time_maps(
     some = known.flatten(1).any(1) & ~known.flatten(1).all(1)
     mixed = (chances() < mixed) & some.view(-1, 1, 1, 1)
     return torch.where(mixed, torch.where(known, high, low), even).contiguous()
+
+
+def grey_only(t: Tensor) -> Tensor:
+    """Of which images (B,) nothing is known but the grey, by times (B, C, H, W)."""
+    return (t[:, 0] > 0).flatten(1).all(1) & (t[:, 1:] == 0).flatten(1).all(1)
 
 
 def _known_values(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:

@@ -10,7 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .chance import dropped, generator_at, mirrored, random_crop, random_parts, time_maps
+from .chance import (
+    dropped,
+    generator_at,
+    grey_only,
+    mirrored,
+    random_affine,
+    random_crop,
+    random_parts,
+    time_maps,
+)
 from .checkpoint import open_folder
 from .continuous import ContinuousPrior
 from .covariance import cross_fitted
@@ -59,7 +68,8 @@ class MatchingRun(TrainingRun):
         device: Device to train on.
         progress: Called when something slow begins.
         first: A prior whose weights training begins with; see :func:`match`.
-        larger: The training images in more pixels, for the recipe's jitter; see :func:`match`.
+        larger: The training images in more pixels, for a recipe with jitter or affine; see
+            :func:`match`.
     """
 
     metric, unit = "loss", "held-out losses"
@@ -88,7 +98,7 @@ class MatchingRun(TrainingRun):
             if config.size is not None and (height, width) != config.size:
                 raise FlowmendError(f"Training images must have shape {config.shape}.")
         self.whole = config.size is not None
-        self.larger = self._check_larger(recipe, images, larger)
+        self.larger = self._check_larger(config, recipe, images, larger)
         if self.whole:
             images, validation = torch.stack([*images]), torch.stack([*validation])
         crops = [1 if self.whole else x[0].numel() // config.crop**2 for x in images]
@@ -115,15 +125,22 @@ class MatchingRun(TrainingRun):
         self._begin(prior.to(self.device))
 
     def _check_larger(
-        self, recipe: MatchingRecipe, images: Sequence[Tensor], larger: Tensor | None
+        self,
+        config: VelocityConfig,
+        recipe: MatchingRecipe,
+        images: Sequence[Tensor],
+        larger: Tensor | None,
     ) -> Tensor | None:
         """The larger training images if the recipe wants them."""
-        if not recipe.jitter:
+        if not recipe.jitter and not recipe.affine:
             return None
+        if recipe.affine and config.channels == 1:
+            raise FlowmendError("Affine is for pictures with colours, where only grey is known.")
+        name = "Jitter" if recipe.jitter else "Affine"
         if not self.whole:
-            raise FlowmendError("Jitter is for images of one size: crops have it already.")
+            raise FlowmendError(f"{name} is for images of one size: crops have it already.")
         if larger is None or len(larger) != len(images):
-            raise FlowmendError("Jitter needs every training image in more pixels, too.")
+            raise FlowmendError(f"{name} needs every training image in more pixels, too.")
         return larger
 
     def _gaussians(self, progress: Progress | None) -> list[GaussianVelocity]:
@@ -185,22 +202,14 @@ class MatchingRun(TrainingRun):
 
     def loss(self, chosen: Tensor, noise: torch.Generator) -> Tensor:
         """Mean :func:`matching_loss` of a batch, each image, or crop of one, at its own time."""
-        owners, side = self.owner[chosen], self.config.crop
-        if self.larger is not None:
-            jitter = self.recipe.jitter
-            levels = random_parts(self.larger[owners], self.config.size, jitter, noise)
-        elif self.whole:
-            levels = self.images[owners]
-        else:
-            images = [self.images[index] for index in owners.tolist()]
-            levels = torch.stack([random_crop(image, side, noise) for image in images])
-        levels = mirrored(levels, noise) if self.recipe.flip else levels
-        x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
-        start = torch.randn(x.shape, generator=noise).to(self.device)
+        owners = self.owner[chosen]
         if self.bank is None:
-            t, hints = time_maps(tuple(x.shape), noise, *self.shares), None
+            t, hints = time_maps((len(owners), *self.config.shape), noise, *self.shares), None
         else:
             t, hints = self.bank.draw(owners, self.step, noise)
+        levels = self._shown(owners, t, noise)
+        x = self.prior.to_network(dequantise(from_bytes(levels), self.config.bits, noise))
+        start = torch.randn(x.shape, generator=noise).to(self.device)
         x, t = x.to(self.device), t.to(self.device)
         share = self.recipe.dropout
         drop = (lambda h: dropped(h, share, noise)) if share else None
@@ -209,6 +218,22 @@ class MatchingRun(TrainingRun):
         if self.recipe.relative:
             loss = (loss + LEAST_LOSS).log()
         return loss.mean()
+
+    def _shown(self, owners: Tensor, t: Tensor, noise: torch.Generator) -> Tensor:
+        """The images uint8 (B, C, H, W) that a step sees, at times (B, C, H, W)."""
+        recipe, size, side = self.recipe, self.config.size, self.config.crop
+        if self.larger is not None:
+            larger = self.larger[owners]
+            levels = random_parts(larger, size, recipe.jitter, noise)
+            grey = grey_only(t)
+            if recipe.affine and grey.any():
+                levels[grey] = random_affine(larger[grey], size, recipe.affine, noise)
+        elif self.whole:
+            levels = self.images[owners]
+        else:
+            images = [self.images[index] for index in owners.tolist()]
+            levels = torch.stack([random_crop(image, side, noise) for image in images])
+        return mirrored(levels, noise) if recipe.flip else levels
 
     def measure(self) -> dict[str, float]:
         prior = self.kept()
@@ -263,7 +288,7 @@ def match(
         first: A prior whose weights training begins with, of the same architecture or a smaller
             one: see :func:`flowmend.growth.grow`.
         larger: The same training images uint8 (N, C, kH, kW) in k times as many pixels a side,
-            for a recipe with jitter.
+            for a recipe with jitter or affine.
 
     Returns:
         Path of the kept prior.

@@ -131,6 +131,9 @@ class MatchingRecipe(Recipe):
             and smooth and busy images, count alike.
         jitter: Of an image of one size, the largest share that may be cut off before it is shown;
             see :func:`flowmend.chance.random_parts`.
+        affine: How far an image of one size is turned, scaled and moved before it is shown, where
+            nothing of it is known but its grey, instead of jitter; see
+            :func:`flowmend.chance.random_affine`.
         folds: Parts of the training images of an informed network: of an image it sees what a
             Gaussian makes that was fitted without the image's own part, as it will of new ones;
             1, or fewer than two images in a part, for one Gaussian of all.
@@ -157,6 +160,7 @@ class MatchingRecipe(Recipe):
     common: float = 0.0
     relative: bool = False
     jitter: float = 0.0
+    affine: float = 0.0
     folds: int = 5
     dropout: float = 0.0
     forget: float = 0.0
@@ -176,6 +180,8 @@ class MatchingRecipe(Recipe):
             raise FlowmendError("The share of times of what is most common is one of 0 to 1.")
         if not 0 <= self.jitter <= 0.5:
             raise FlowmendError("The jitter, a share of a picture's side, is one of 0 to 0.5.")
+        if not 0 <= self.affine <= 0.5:
+            raise FlowmendError("The largest turn, in radians, and shift is one of 0 to 0.5.")
         if not 1 <= self.folds <= MOST_FOLDS:
             raise FlowmendError(f"The folds of the training images are 1 to {MOST_FOLDS}.")
         if not 0 <= self.dropout < 1:

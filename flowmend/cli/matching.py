@@ -89,7 +89,8 @@ def train_continuous(
     wanted = {"muon": True} | wanted
     recipe = MatchingRecipe(**((WHOLE if config.size else CROPS) | wanted))
     load = load_folder if config.size else load_photographs
-    larger = _larger(folder, val, config, seed) if recipe.jitter and config.size else None
+    moved = recipe.jitter or recipe.affine
+    larger = _larger(folder, val, config, seed) if moved and config.size else None
     images, validation = read_folders(
         lambda path, progress: load(path, config, progress), folder, val, seed
     )

@@ -123,6 +123,14 @@ def train(
             "random, each time it is shown."
         ),
     ] = None,
+    affine: Annotated[
+        float | None,
+        typer.Option(
+            help="continuous with --size: how far a picture of which only the grey is known is "
+            "turned (radians), scaled and moved, at random, each time it is shown (0.15, say), "
+            "so that colours are not learnt by heart."
+        ),
+    ] = None,
     dropout: Annotated[
         float | None,
         typer.Option(
@@ -186,7 +194,9 @@ def train(
             informed=informed,
             blocks=None if steps is None else _parse(steps, "steps"),
         )
-        wanted |= _given(minutes=minutes, jitter=jitter, dropout=dropout, forget=forget)
+        wanted |= _given(
+            minutes=minutes, jitter=jitter, affine=affine, dropout=dropout, forget=forget
+        )
         train_continuous(folder, out, val, shape, wanted, seed, target, resume, init)
         return
     _refuse(
@@ -195,6 +205,7 @@ def train(
         informed=informed,
         init=init,
         jitter=jitter,
+        affine=affine,
         dropout=dropout,
         forget=forget,
     )
