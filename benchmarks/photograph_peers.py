@@ -22,7 +22,7 @@ import flowmend as fm
 from flowmend import baselines
 from flowmend.chance import generator_at
 from flowmend.device import default_precision
-from flowmend.guided import Guidance
+from flowmend.guidance import Guidance
 from flowmend.least_squares import conjugate_gradients
 from flowmend.photographs import restore_photograph
 from flowmend.tasks import Task

@@ -2,10 +2,11 @@
 
 import torch
 
-from .batch import Item, Progress, as_picture, finish, read_reference
+from .batch import Progress, finish
 from .continuous import ContinuousPrior
 from .errors import FlowmendError
 from .files import picture_size
+from .items import Item, as_picture, read_reference
 from .originals import read_original
 from .patches import PatchPrior
 from .photographs import TILE, photograph_task, restore_photograph
@@ -31,7 +32,7 @@ def usual_prior(
     measurements, of which ``fast-map`` makes more. Else ``natural``.
 
     Args:
-        items: From :func:`~flowmend.batch.find_items`.
+        items: From :func:`~flowmend.items.find_items`.
         name: The task.
         options: Of :func:`~flowmend.tasks.make_task`.
         method: The method, or None.
@@ -63,7 +64,7 @@ def restore_photographs(
     """Restores items in place, one after the other; a bad file harms no other.
 
     Args:
-        items: From :func:`~flowmend.batch.find_items`.
+        items: From :func:`~flowmend.items.find_items`.
         name: The task.
         prior: A prior that takes every size, on ``device``.
         method: A name of :data:`~flowmend.methods.METHODS`; None takes the prior's default.

@@ -45,7 +45,7 @@ class ContinuousPrior(Prior):
         evaluations: Evaluations of the network along a path between image and latent, a multiple
             of 4: fewer are faster, more are more exact.
         stationary: A Gaussian of any size fitted to the same images, which lets a measurement
-            guide the network (see :mod:`flowmend.guided`).
+            guide the network (see :mod:`flowmend.guidance`).
 
     Raises:
         FlowmendError: If the network does not know such images, the Gaussian knows others or is

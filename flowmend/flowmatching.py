@@ -23,13 +23,17 @@ from .chance import (
 from .checkpoint import open_folder
 from .continuous import ContinuousPrior
 from .covariance import cross_fitted
-from .data import middle_crop
 from .errors import FlowmendError
 from .flow import GaussianVelocity, VelocityConfig, build_velocity
 from .growth import forgotten, grow
 from .hints import HintBank
 from .lowrank import LowRankGaussian
-from .matching_loss import held_out_loss, held_out_psnr, matching_loss
+from .matching_loss import (
+    held_out_loss,
+    held_out_psnr,
+    likelihood_and_inverse,
+    matching_loss,
+)
 from .pixels import dequantise, from_bytes
 from .prior import GaussianPrior
 from .recipes import MatchingRecipe
@@ -37,7 +41,7 @@ from .stationary import StationaryGaussian
 from .training import LARGEST_GAUSSIAN, Progress, TrainingRun
 from .weights import add_to_card
 
-__all__ = ["MatchingRun", "finish", "likelihood_and_inverse", "match"]
+__all__ = ["MatchingRun", "finish", "match"]
 
 HELD_OUT = 512
 """Crops that are held out."""
@@ -48,8 +52,6 @@ LEAST_LOSS = 1e-3
 """Added to a loss whose logarithm is minimised: what lies far below it hardly counts, such as a
 hole of one pixel that was guessed well."""
 SAMPLE_EVALUATIONS, SAMPLE_PIXELS = 32, 2**16
-SCORED_PIXELS = 2**14
-"""Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
 
 
 class MatchingRun(TrainingRun):
@@ -304,33 +306,6 @@ def match(
     if resume:
         run.restore()
     return run.drive(CHECKPOINT_SECONDS, progress, report)
-
-
-@torch.no_grad()
-def likelihood_and_inverse(
-    prior: ContinuousPrior, validation: Sequence[Tensor] | Tensor, seed: int = 0
-) -> dict:
-    """What a card says of a prior's likelihood and inverse.
-
-    Args:
-        prior: The prior.
-        validation: Held-out images, uint8, as for :func:`match`; a few of them are enough.
-        seed: Seed of the dequantisation noise and of the random signs.
-
-    Returns:
-        ``val_bits_per_dim``, the mean over ``scored`` images or middles of them, and
-        ``round_trip_error``: their largest |decode(encode(x)) - x| on the [0, 1] scale.
-    """
-    _, height, width = prior.shape
-    count = min(len(validation), max(2, SCORED_PIXELS // (height * width)))
-    middles = [middle_crop(image, height, width) for image in validation[:count]]
-    x = from_bytes(torch.stack(middles))
-    bits = prior.bits_per_dim(x, prior.config.bits, generator_at(seed, 0))
-    return {
-        "val_bits_per_dim": round(float(bits.mean()), 4),
-        "scored": count,
-        "round_trip_error": float((prior.round_trip(x) - x).abs().max()),
-    }
 
 
 def finish(path: Path, validation: Sequence[Tensor] | Tensor, seed: int = 0) -> dict:

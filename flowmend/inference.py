@@ -12,7 +12,8 @@ from .clipping import Limits, at_limits, before_clipping
 from .continuous import ContinuousPrior
 from .coordinates import Known, known_coordinates
 from .errors import FlowmendError
-from .guided import LINEAR_NOISE, LOOSE, UNFINISHED, Guidance, posterior, splitting
+from .guidance import LINEAR_NOISE, LOOSE, Guidance
+from .guided import UNFINISHED, posterior, splitting
 from .methods import Method
 from .noise import Gaussian
 from .operators import LinearOperator

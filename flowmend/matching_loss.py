@@ -4,21 +4,24 @@ Source: Flow Matching for Generative Modeling (Lipman et al., 2023),
 https://arxiv.org/abs/2210.02747
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .chance import generator_at, stratified_times
 from .continuous import ContinuousPrior
+from .data import middle_crop
 from .flow import Drop, VelocityNet, expanded
 from .metrics import psnr
 from .pixels import dequantise, from_bytes
 
-__all__ = ["held_out_loss", "held_out_psnr", "matching_loss"]
+__all__ = ["held_out_loss", "held_out_psnr", "likelihood_and_inverse", "matching_loss"]
 
 SIGMA = 25.0 / 255.0
 """Noise of the held-out images that are denoised, on the [0, 1] scale."""
+SCORED_PIXELS = 2**14
+"""Pixels of held-out images whose likelihood and round trip the finished prior's card tells."""
 
 
 def matching_loss(
@@ -86,3 +89,31 @@ def held_out_psnr(
         y = x + sigma * torch.randn(x.shape, generator=generator)
         values += psnr(prior.denoise(y.to(device), sigma), x)
     return sum(values) / len(values)
+
+
+@torch.no_grad()
+def likelihood_and_inverse(
+    prior: ContinuousPrior, validation: Sequence[Tensor] | Tensor, seed: int = 0
+) -> dict:
+    """What a card says of a prior's likelihood and inverse.
+
+    Args:
+        prior: The prior.
+        validation: Held-out images, uint8 (N, C, H, W), or (C, H, W) each; a few of them are
+            enough.
+        seed: Seed of the dequantisation noise and of the random signs.
+
+    Returns:
+        ``val_bits_per_dim``, the mean over ``scored`` images or middles of them, and
+        ``round_trip_error``: their largest |decode(encode(x)) - x| on the [0, 1] scale.
+    """
+    _, height, width = prior.shape
+    count = min(len(validation), max(2, SCORED_PIXELS // (height * width)))
+    middles = [middle_crop(image, height, width) for image in validation[:count]]
+    x = from_bytes(torch.stack(middles))
+    bits = prior.bits_per_dim(x, prior.config.bits, generator_at(seed, 0))
+    return {
+        "val_bits_per_dim": round(float(bits.mean()), 4),
+        "scored": count,
+        "round_trip_error": float((prior.round_trip(x) - x).abs().max()),
+    }

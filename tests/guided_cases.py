@@ -4,7 +4,7 @@ import torch
 from conftest import smooth_images
 
 import flowmend as fm
-from flowmend.guided import Guidance
+from flowmend.guidance import Guidance
 from flowmend.stationary import StationaryGaussian
 
 SHAPE = (2, 8, 6)

@@ -50,11 +50,12 @@ LAYERS = (
         "recipes",
         "faces",
     ),
-    ("continuous", "patches", "picture_sigma"),
+    ("continuous", "patches", "picture_sigma", "guidance"),
     (
         "latent",
         "whitened",
         "guided",
+        "items",
         "baselines",
         "sigma",
         "task_table",
@@ -214,7 +215,7 @@ def test_the_objective_takes_the_normal_density_from_the_flow_and_nothing_else()
 
 FABRICATED = {
     "upward": ("pixels", "from .prior import Prior", "is not below it"),
-    "upward, absolute": ("files", "from flowmend.batch import Item", "is not below it"),
+    "upward, absolute": ("files", "from flowmend.items import Item", "is not below it"),
     "upward, plain": ("operators", "import flowmend.methods", "is not below it"),
     "upward, inside a function": (
         "metrics",

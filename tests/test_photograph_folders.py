@@ -9,8 +9,8 @@ from photograph_cases import any_size_prior, photograph, run, source, uneven
 import flowmend as fm
 from flowmend import photographs
 from flowmend.album import usual_prior
-from flowmend.batch import find_items
 from flowmend.files import save_array, save_image
+from flowmend.items import find_items
 from flowmend.photographs import photograph_task, restore_photograph
 
 

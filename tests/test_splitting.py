@@ -8,7 +8,8 @@ from properties import randomise
 
 import flowmend as fm
 from flowmend.coordinates import known_coordinates
-from flowmend.guided import LINEAR_NOISE, MOST_RISE, RISE, TRUST, Guidance, posterior, splitting
+from flowmend.guidance import LINEAR_NOISE, MOST_RISE, RISE, Guidance
+from flowmend.guided import TRUST, posterior, splitting
 from flowmend.pixels import quantisation_sigma
 from flowmend.stationary import StationaryGaussian
 
@@ -51,7 +52,7 @@ def test_splitting_rests_at_the_closed_form_of_less_noise(task):
 def test_splitting_starts_where_the_linear_estimate_is_wrong(task, monkeypatch):
     """What one draw says of its error is what the closed form says of the mean over all."""
     prior = gaussian((2, 24, 20))
-    monkeypatch.setattr("flowmend.guided.LEAST_NOISE", 0.0)
+    monkeypatch.setattr("flowmend.guidance.LEAST_NOISE", 0.0)
     operator = fm.make_task(task.name, prior.shape, sigma=task.sigma).operator
     y = torch.zeros(1, *operator.measurement_shape).double()
     guide = Guidance(y, operator, task.sigma, prior, steps=500, tolerance=1e-10)
@@ -68,14 +69,14 @@ def test_splitting_starts_where_the_linear_estimate_is_wrong(task, monkeypatch):
 
 @pytest.mark.parametrize("length", [9, 111])
 def test_a_corner_tells_where_splitting_starts(length, monkeypatch):
-    monkeypatch.setattr("flowmend.guided.LEAST_NOISE", 0.0)
+    monkeypatch.setattr("flowmend.guidance.LEAST_NOISE", 0.0)
     shape = (1, 40, 400)
     prior = StationaryGaussian.fit([smooth_images(60, 1, 12, 12)]).at_size(*shape[1:])
     kernel = {"kernel": f"motion:{length}:0", "boundary": "valid"}
     operator = fm.make_task("deblur", shape, sigma=0.02, **kernel).operator
     y = torch.zeros(1, *operator.measurement_shape)
     corner = Guidance(y, operator, 0.02, prior).first_level()
-    monkeypatch.setattr("flowmend.guided.CORNER", 400)
+    monkeypatch.setattr("flowmend.guidance.CORNER", 400)
     assert corner == pytest.approx(Guidance(y, operator, 0.02, prior).first_level(), rel=0.35)
 
 

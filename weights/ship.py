@@ -19,8 +19,7 @@ import torch
 import flowmend as fm
 from flowmend.continuous import ContinuousPrior
 from flowmend.data import hold_out, load_folder, load_photographs, random_patches
-from flowmend.flowmatching import likelihood_and_inverse
-from flowmend.matching_loss import held_out_loss, held_out_psnr
+from flowmend.matching_loss import held_out_loss, held_out_psnr, likelihood_and_inverse
 from flowmend.train import held_out_bits, round_trip_error
 from flowmend.weights import find_weights, sha256_of
 

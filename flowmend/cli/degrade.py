@@ -7,9 +7,9 @@ import torch
 import typer
 from torch import Tensor
 
-from ..batch import find_items
 from ..errors import FlowmendError
 from ..files import read_picture, resize_and_crop, save_array, save_image
+from ..items import find_items
 from ..provenance import provenance
 from ..report import write_json
 from ..tasks import make_task, task_noise

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from ..album import restore_photographs, usual_prior
-from ..batch import Item, find_items, restore_items, results, save_report
+from ..batch import restore_items, results, save_report
 from ..continuous import ContinuousPrior
 from ..device import default_precision, pick_device
 from ..errors import FlowmendError
 from ..files import read_image, writing
 from ..inference import turns_of
+from ..items import Item, find_items
 from ..latent import STARTS
 from ..methods import Method, default_settings, find_method
 from ..patches import PatchPrior
