@@ -140,7 +140,8 @@ class MatchingRun(TrainingRun):
             raise FlowmendError("Affine is for pictures with colours, where only grey is known.")
         name = "Jitter" if recipe.jitter else "Affine"
         if not self.whole:
-            raise FlowmendError(f"{name} is for images of one size: crops have it already.")
+            why = ": crops have it already" if recipe.jitter else ""
+            raise FlowmendError(f"{name} is for images of one size{why}.")
         if larger is None or len(larger) != len(images):
             raise FlowmendError(f"{name} needs every training image in more pixels, too.")
         return larger
