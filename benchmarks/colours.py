@@ -171,9 +171,9 @@ def page(results: list[dict]) -> str:
     goal = last["psnr"]["prior lmmse"] + WANTED
     lines += [
         "",
-        f"`{last['prior']}`, which was trained for every task, alone: "
-        f"{last['psnr']['prior']:.2f}, its LMMSE {last['psnr']['prior lmmse']:.2f}; wanted: "
-        f"{WANTED} above that, {goal:.2f}.",
+        f"`{last['prior']}` of sha256 {last['sha256'][:12]}, which was trained for every task, "
+        f"alone: {last['psnr']['prior']:.2f}, its LMMSE {last['psnr']['prior lmmse']:.2f}; "
+        f"wanted: {WANTED} above that, {goal:.2f}.",
     ]
     if len(results) > 1:
         first = results[0]
