@@ -316,6 +316,14 @@ def test_options_that_mean_nothing_to_a_method_are_refused(degrade, restore):
         assert not out.exists()
 
 
+def test_degrade_says_where_measurements_and_clean_pictures_are(run, clean_folder, tmp_path):
+    outcome = run("degrade", clean_folder, "--task", "denoise", "--size", SIDE, "--out", tmp_path)
+    said = " ".join((outcome.out + outcome.err).split())
+    for name in ("measurement", "reference"):
+        assert f"'{tmp_path / name}'" in said
+        assert (tmp_path / name).is_dir()
+
+
 def test_results_say_where_they_came_from(degrade, restore):
     folder = degrade("denoise", "--seed", 9)
     made = json.loads((folder / "degrade.json").read_text())

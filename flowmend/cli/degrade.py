@@ -135,6 +135,9 @@ def degrade(
             "made_with": provenance(),
         },
     )
-    tell(f"{len(items) - failed} of {len(items)} pictures measured into '{out}'.")
+    tell(
+        f"{len(items) - failed} of {len(items)} pictures measured into '{out / 'measurement'}'; "
+        f"the clean ones, cut likewise, are in '{out / 'reference'}'."
+    )
     if failed:
         raise typer.Exit(1)
