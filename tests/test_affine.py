@@ -1,12 +1,11 @@
 """Training pictures whose colours are lost, each turned, scaled and moved at random."""
 
 import dataclasses
-import json
 import math
 
 import pytest
 import torch
-from conftest import save_png, smooth_images
+from conftest import smooth_images
 
 from flowmend import flowmatching
 from flowmend.chance import generator_at, grey_only, random_affine, time_maps
@@ -134,20 +133,3 @@ def test_what_it_lacks_is_said(tmp_path):
     for affine in (-0.1, 0.6, float("nan")):
         with pytest.raises(FlowmendError, match="largest turn"):
             MatchingRecipe(affine=affine)
-
-
-def test_commands(run, tmp_path):
-    faces = tmp_path / "faces"
-    faces.mkdir()
-    for index, image in enumerate(smooth_images(24, 3, 30, 26, seed=3)):
-        save_png(faces / f"{index}.png", image)
-    options = ("--hidden", "4,6", "--steps", "1,1", "--epochs", 1, "--batch", 8)
-    outcome = run(
-        "train", faces, "--out", tmp_path / "a", "--kind", "continuous", "--size", 8,
-        "--affine", 0.1, *options,
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "a" / "prior.json").read_text())["recipe"]["affine"] == 0.1
-    outcome = run("train", faces, "--out", tmp_path / "b", "--size", 8, "--affine", 0.1)
-    assert outcome.code == 1
-    assert "--affine is an option of --kind continuous" in outcome.err

@@ -102,7 +102,10 @@ def test_what_it_lacks_is_said(tmp_path):
             MatchingRecipe(jitter=jitter)
 
 
-def test_commands(run, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "crops"), [("jitter", "crops have it already"), ("affine", "images of one size")]
+)
+def test_commands(run, tmp_path, name, crops):
     faces = tmp_path / "faces"
     faces.mkdir()
     for index, image in enumerate(smooth_images(24, 3, 30, 26, seed=3)):
@@ -112,16 +115,16 @@ def test_commands(run, tmp_path):
     options = ("--hidden", "4,6", "--steps", "1,1", "--epochs", 1, "--batch", 8)
     outcome = run(
         "train", faces, "--out", tmp_path / "a", "--kind", "continuous", "--size", 8,
-        "--jitter", 0.1, *options,
+        f"--{name}", 0.1, *options,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "a" / "prior.json").read_text())["recipe"]["jitter"] == 0.1
-    outcome = run("train", faces, "--out", tmp_path / "b", "--size", 8, "--jitter", 0.1)
+    assert json.loads((tmp_path / "a" / "prior.json").read_text())["recipe"][name] == 0.1
+    outcome = run("train", faces, "--out", tmp_path / "b", "--size", 8, f"--{name}", 0.1)
     assert outcome.code == 1
-    assert "--jitter is an option of --kind continuous" in outcome.err
+    assert f"--{name} is an option of --kind continuous" in outcome.err
     outcome = run(
         "train", faces, "--out", tmp_path / "c", "--kind", "continuous", "--crop", 8,
-        "--jitter", 0.1, *options,
+        f"--{name}", 0.1, *options,
     )  # fmt: skip
     assert outcome.code == 1
-    assert "crops have it already" in outcome.err
+    assert crops in outcome.err
