@@ -7,7 +7,8 @@ A U-Net of its own for each number of faces learns nothing but colours, for so m
 processor core: what LMMSE, fitted to the same faces, lacks. Each face is shown moved, turned and
 scaled at random, so that it is not learnt by heart, and the weights are those of the minute in
 which validation faces were best. Test faces are coloured by it (the mean of both mirrorings), by
-the prior, which was trained for every task, and by the mean of both. Results go to
+the prior, which was trained for every task, and by the mean of both; and how far the two are from
+each other is compared with how far they are from the truth. Results go to
 benchmarks/results/colours.json and .md, in place of those of as many faces.
 """
 
@@ -20,10 +21,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import flowmend as fm
-from flowmend.chance import generator_at, mirrored
+from flowmend.chance import generator_at, mirrored, random_affine
 from flowmend.data import load_folder
 from flowmend.flow import VelocityConfig
 from flowmend.flow.velocity import EMBEDDING, UNet
@@ -37,8 +37,8 @@ from flowmend.weights import find_weights, sha256_of
 SIDE = 32
 SHAPE = (3, SIDE, SIDE)
 WIDTHS = (48, 96, 160)
-TURN, SMALLER, LARGER, MOVE = 0.17, 0.18, 0.12, 0.15
-"""Most radians, shares of the size (logarithms) and of half the side by which a face is moved."""
+AFFINE = 0.15
+"""How much a face is moved; see :func:`flowmend.chance.random_affine`."""
 LEAST = 1e-5
 """Added to the squared error whose logarithm is minimised."""
 SCALE = 0.1
@@ -90,28 +90,9 @@ def grey(x: Tensor) -> Tensor:
     return round_to_bytes(x.mean(1, keepdim=True))
 
 
-def moved(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Images in [0, 1] of half the size, moved, turned, scaled and mirrored at random."""
-    count = len(levels)
-
-    def between(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator)
-
-    turn, size = between(-TURN, TURN), between(-SMALLER, LARGER).exp()
-    cosine, sine = size * turn.cos(), size * turn.sin()
-    rows = [
-        torch.stack([cosine, -sine, between(-MOVE, MOVE)], 1),
-        torch.stack([sine, cosine, between(-MOVE, MOVE)], 1),
-    ]
-    x = mirrored(from_bytes(levels), generator)
-    grid = functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
-    x = functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    return round_to_bytes(functional.avg_pool2d(x, 2).clamp(0.0, 1.0))
-
-
-def mean_psnr(restored: Tensor, x: Tensor) -> float:
-    """Mean PSNR, dB, of images as 8-bit files hold them."""
-    return mean_or_none(fm.psnr(round_to_bytes(restored), x))
+def rms(x: Tensor, other: Tensor) -> float:
+    """Root mean square of what images differ by, on the [0, 1] scale."""
+    return float((x - other).square().mean().sqrt())
 
 
 def train(
@@ -124,9 +105,9 @@ def train(
     begun, used, step, judged = time.process_time(), 0.0, 0, 0.0
     while used < minutes:
         generator = generator_at(seed, 4, step)
-        x = moved(
-            larger[torch.randint(len(larger), (recipe.batch,), generator=generator)], generator
-        )
+        chosen = torch.randint(len(larger), (recipe.batch,), generator=generator)
+        shown = random_affine(larger[chosen], (SIDE, SIDE), AFFINE, generator)
+        x = from_bytes(mirrored(shown, generator))
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step, step * minutes / used if used else 1e6)
         with torch.autocast("cpu", torch.bfloat16):
@@ -139,7 +120,7 @@ def train(
         step, used = step + 1, (time.process_time() - begun) / 60.0
         if used - judged > 1.0 or used >= minutes:
             judged = used
-            value = mean_psnr(averages.module.both(grey(held)), held)
+            value = mean_or_none(fm.psnr(averages.module.both(grey(held)), held))
             print(f"{used:5.1f} minutes, {step} batches, validation {value:.2f} dB", flush=True)
             if value > told_of["val"]:
                 best = copy.deepcopy(averages.module)
@@ -185,6 +166,12 @@ def page(results: list[dict]) -> str:
             needed = last["faces"] * 2.0 ** (lacking / doubling)
             text += f"; if it went on like this, what is wanted took {needed / 1000:.0f},000 faces"
         lines[-1] += f" {text}."
+    found = last["rms"]
+    lines[-1] += (
+        f" The two differ from each other by {found['network to prior']:.3f} on the [0, 1] scale "
+        f"(root mean square), and from the truth by {found['network to truth']:.3f} and "
+        f"{found['prior to truth']:.3f}: what they lack, they lack together."
+    )
     made = [line for r in results for line in ("", told(r["made_with"]))]
     return "\n".join(lines + made) + "\n"
 
@@ -229,7 +216,12 @@ def main() -> None:
         "best": best,
         "prior": arguments.prior,
         "sha256": sha256_of(find_weights(arguments.prior)),
-        "psnr": {name: mean_psnr(image, x) for name, image in images.items()},
+        "psnr": {name: mean_or_none(fm.psnr(image, x)) for name, image in images.items()},
+        "rms": {
+            "network to prior": rms(own, ours),
+            "network to truth": rms(own, x),
+            "prior to truth": rms(ours, x),
+        },
         "made_with": provenance(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -47,13 +47,10 @@ class Watch:
     def __call__(self, step: int, x: torch.Tensor) -> None:
         now = time.perf_counter()
         if step % self.every == 0:
-            self.points.append((step, now - self.begun - self.own, mean_psnr(x, self.x)))
+            self.points.append(
+                (step, now - self.begun - self.own, mean_or_none(fm.psnr(x, self.x)))
+            )
         self.own += time.perf_counter() - now
-
-
-def mean_psnr(x: torch.Tensor, truth: torch.Tensor) -> float:
-    """Mean PSNR, dB, of images as 8-bit files hold them."""
-    return mean_or_none(fm.psnr(round_to_bytes(x), truth))
 
 
 def run(
@@ -64,7 +61,7 @@ def run(
     watch = Watch(x, EVERY if method == "likelihood" else 1)
     solution = solve(y, task.operator, prior, method=method, observe=watch, **options)
     seconds = watch.seconds()
-    psnr = mean_psnr(solution.x, x)
+    psnr = mean_or_none(fm.psnr(solution.x, x))
     return {"psnr": psnr, "seconds": seconds, "points": [*watch.points, (-1, seconds, psnr)]}
 
 

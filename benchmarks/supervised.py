@@ -198,11 +198,6 @@ def ours(y: Tensor, task: Task, prior: fm.Prior, method: str, seed: int) -> Tens
     return torch.cat(parts)
 
 
-def mean_psnr(restored: Tensor, x: Tensor) -> float:
-    """Mean PSNR, dB, of images as 8-bit files hold them."""
-    return mean_or_none(fm.psnr(round_to_bytes(restored), x))
-
-
 def compare(arguments: argparse.Namespace) -> None:
     """Restores the folder's faces every way and writes the page."""
     net, card = (None, None) if arguments.net is None else load(arguments.net)
@@ -217,13 +212,14 @@ def compare(arguments: argparse.Namespace) -> None:
         if net is None:
             values = {"supervised": earlier["supervised"][title]}
         else:
-            values = {"supervised": mean_psnr(net.restore(y, task).clamp(0.0, 1.0), x)}
+            own = net.restore(y, task).clamp(0.0, 1.0)
+            values = {"supervised": mean_or_none(fm.psnr(own, x))}
         for method, prior in zip(arguments.methods, priors.values(), strict=True):
-            values[prior_name(priors, prior)] = mean_psnr(
-                ours(y, task, prior, method, arguments.seed), x
-            )
+            found = ours(y, task, prior, method, arguments.seed)
+            values[prior_name(priors, prior)] = mean_or_none(fm.psnr(found, x))
         first = next(iter(priors.values()))
-        values["LMMSE"] = mean_psnr(ours(y, task, first, "lmmse", arguments.seed), x)
+        found = ours(y, task, first, "lmmse", arguments.seed)
+        values["LMMSE"] = mean_or_none(fm.psnr(found, x))
         mine = 0 if task.name in MIXING else -1
         rows.append({"case": title, "trained": title in TRAINED, "ours": mine, "psnr": values})
         print(title, {key: round(value, 2) for key, value in values.items()}, flush=True)
