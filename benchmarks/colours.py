@@ -168,7 +168,8 @@ def page(results: list[dict]) -> str:
         lines[-1] += f" {text}."
     found = last["rms"]
     lines[-1] += (
-        f" The two differ from each other by {found['network to prior']:.3f} on the [0, 1] scale "
+        f" The network of {last['faces']} faces and the prior differ from each other by "
+        f"{found['network to prior']:.3f} on the [0, 1] scale "
         f"(root mean square), and from the truth by {found['network to truth']:.3f} and "
         f"{found['prior to truth']:.3f}: what they lack, they lack together."
     )
