@@ -4,7 +4,7 @@ A new task is a function that builds its operator and a line in :data:`TASKS`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -43,12 +43,14 @@ class TaskSpec:
     Args:
         name: Its name on the command line.
         title: What it does, in a sentence.
-        build: From image shape and options to the operator.
-        options: Names of the options, besides sigma, that mean something to it.
+        build: From image shape and options, those that :meth:`with_defaults` returns, to the
+            operator.
+        options: The options, besides sigma, that mean something to it, with their defaults; None
+            where the default follows from the image.
         sigma: Default standard deviation of the noise, on the [0, 1] scale.
         presets: For each method, the settings of :func:`~flowmend.solver.solve` the paper gives,
             brought to the [0, 1] scale.
-        image_shape: From the images' channels and the size of a measurement, and the options, to
+        image_shape: From the images' channels and the size of a measurement, and such options, to
             the shape of the images; None where a measurement is no picture.
         grey: Whether measurements of coloured images are grey.
     """
@@ -56,11 +58,16 @@ class TaskSpec:
     name: str
     title: str
     build: Callable[[Shape, TaskOptions], LinearOperator]
-    options: tuple[str, ...] = ()
+    options: dict[str, str | int | None] = field(default_factory=dict)
     sigma: float = 0.0
     presets: dict[str, dict[str, float]] = field(default_factory=dict)
     image_shape: Callable[[Shape, TaskOptions], Shape] | None = lambda shape, options: shape
     grey: bool = False
+
+    def with_defaults(self, options: TaskOptions) -> TaskOptions:
+        """The options with the task's defaults where the user said nothing."""
+        silent = {k: v for k, v in self.options.items() if getattr(options, k) is None}
+        return replace(options, **silent)
 
 
 def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -68,22 +75,18 @@ def _denoise(shape: Shape, options: TaskOptions) -> LinearOperator:
 
 
 def _deblur(shape: Shape, options: TaskOptions) -> LinearOperator:
-    return Blur(shape, _kernel(options), options.boundary or "reflect")
+    return Blur(shape, parse_kernel(options.kernel), options.boundary)
 
 
 def _before_blur(shape: Shape, options: TaskOptions) -> Shape:
     if options.boundary != "valid":
         return shape
-    kernel = _kernel(options)
+    kernel = parse_kernel(options.kernel)
     return (shape[0], *(n + k - 1 for n, k in zip(shape[1:], kernel.shape, strict=True)))
 
 
-def _kernel(options: TaskOptions) -> Tensor:
-    return parse_kernel("box:3" if options.kernel is None else options.kernel)
-
-
 def _inpaint(shape: Shape, options: TaskOptions) -> LinearOperator:
-    return Mask(shape, parse_mask("center:0.4" if options.mask is None else options.mask, shape))
+    return Mask(shape, parse_mask(options.mask, shape))
 
 
 def _colorize(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -93,15 +96,11 @@ def _colorize(shape: Shape, options: TaskOptions) -> LinearOperator:
 
 
 def _demosaic(shape: Shape, options: TaskOptions) -> LinearOperator:
-    return Bayer(shape, "rggb" if options.pattern is None else options.pattern)
-
-
-def _scale(options: TaskOptions) -> int:
-    return 2 if options.scale is None else options.scale
+    return Bayer(shape, options.pattern)
 
 
 def _upscale(shape: Shape, options: TaskOptions) -> LinearOperator:
-    factor, kernel = _scale(options), options.kernel
+    factor, kernel = options.scale, options.kernel
     if kernel is None:
         return Downsample(shape, factor)
     if isinstance(kernel, str) and kernel == BICUBIC:
@@ -110,7 +109,7 @@ def _upscale(shape: Shape, options: TaskOptions) -> LinearOperator:
 
 
 def _upscaled(shape: Shape, options: TaskOptions) -> Shape:
-    return (shape[0], *(side * max(1, _scale(options)) for side in shape[1:]))
+    return (shape[0], *(side * max(1, options.scale) for side in shape[1:]))
 
 
 def _sense(shape: Shape, options: TaskOptions) -> LinearOperator:
@@ -142,7 +141,7 @@ TASKS: dict[str, TaskSpec] = {
             "deblur",
             "Undo a blur by a known --kernel",
             _deblur,
-            options=("kernel", "boundary"),
+            options={"kernel": "box:3", "boundary": "reflect"},
             image_shape=_before_blur,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),
@@ -150,7 +149,7 @@ TASKS: dict[str, TaskSpec] = {
             "inpaint",
             "Fill what a --mask hides",
             _inpaint,
-            options=("mask",),
+            options={"mask": "center:0.4"},
             presets=_paper(alpha=0.002, csgm=0.01, glowip=0.0),
         ),
         TaskSpec(
@@ -165,7 +164,7 @@ TASKS: dict[str, TaskSpec] = {
             "demosaic",
             "Find the colours a sensor did not see, of a Bayer --pattern",
             _demosaic,
-            options=("pattern",),
+            options={"pattern": "rggb"},
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
             grey=True,
         ),
@@ -173,7 +172,7 @@ TASKS: dict[str, TaskSpec] = {
             "upscale",
             "Enlarge an image --scale times, made small by averaging blocks or by a --kernel",
             _upscale,
-            options=("scale", "kernel"),
+            options={"scale": 2, "kernel": None},
             image_shape=_upscaled,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),
@@ -181,7 +180,7 @@ TASKS: dict[str, TaskSpec] = {
             "sense",
             "Recover an image from few random measurements",
             _sense,
-            options=("measurements",),
+            options={"measurements": None},
             image_shape=None,
             presets=_paper(alpha=0.02, csgm=0.01, glowip=0.0),
         ),

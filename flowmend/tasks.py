@@ -53,7 +53,7 @@ class Task:
     def __init__(self, spec: TaskSpec, shape: Shape, options: TaskOptions) -> None:
         self.spec = spec
         self.name = spec.name
-        self.operator = spec.build(shape, options)
+        self.operator = spec.build(shape, spec.with_defaults(options))
         self.noise = _noise(spec, options)
         self.offset: Tensor | float = getattr(self.operator, "offset", 0.0)
         if isinstance(self.noise, GaussianMap):
@@ -196,7 +196,7 @@ def task_shape(name: str, measured: Shape, **options: object) -> Shape:
             f"Measurements of the task {name} are no pictures, so they do not tell the size of "
             "the image: use a prior of one size."
         )
-    return spec.image_shape(measured, TaskOptions(**options))
+    return spec.image_shape(measured, spec.with_defaults(TaskOptions(**options)))
 
 
 def _find(name: str) -> TaskSpec:

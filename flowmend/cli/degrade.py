@@ -15,6 +15,7 @@ from ..report import write_json
 from ..tasks import make_task, task_noise
 from . import options as o
 from .console import tell, warn
+from .made import MEASURED, NOTE, TRUE
 from .progress import progress_bar
 
 __all__ = ["degrade"]
@@ -84,11 +85,11 @@ def degrade(
             "degrade makes the noise, so it cannot be auto: give --sigma a number."
         )
     work = None if size is None else make_task(task, (channels, size, size), **described)
-    items = find_items(inputs, out / "reference", arrays=False)
+    items = find_items(inputs, out / TRUE, arrays=False)
     originals = {item.input.resolve() for item in items}
     for item in items:
-        inside = item.output.relative_to(out / "reference")
-        made = (out / "measurement" / inside, item.output)
+        inside = item.output.relative_to(out / TRUE)
+        made = (out / MEASURED / inside, item.output)
         if any(path.resolve() in originals for path in made):
             raise FlowmendError(
                 f"'{inside}' in '{out}' is one of the inputs: choose another folder for --out."
@@ -96,7 +97,7 @@ def degrade(
     failed = 0
     with progress_bar("degrading") as progress:
         for index, item in enumerate(items):
-            inside = item.output.relative_to(out / "reference")
+            inside = item.output.relative_to(out / TRUE)
             try:
                 if item.input.suffix.lower() == ".npy":
                     raise FlowmendError(f"'{item.input}' is an array; degrade takes pictures.")
@@ -111,12 +112,12 @@ def degrade(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
             y = made.measure(x, generator)
             picture = y if y.ndim == 4 else made.picture(y)
-            save_image(out / "reference" / inside, x[0])
-            save_image(out / "measurement" / inside, picture[0])
-            save_array((out / "measurement" / inside).with_suffix(".npy"), y[0])
+            save_image(out / TRUE / inside, x[0])
+            save_image(out / MEASURED / inside, picture[0])
+            save_array((out / MEASURED / inside).with_suffix(".npy"), y[0])
             progress(index + 1, len(items), "degrading")
     write_json(
-        out / "degrade.json",
+        out / NOTE,
         {
             "task": task,
             "size": size,

@@ -26,6 +26,7 @@ from ..tasks import TASKS, make_task, task_noise
 from ..weights import load_prior
 from . import options as o
 from .console import tell, warn
+from .made import check_folders, differences
 from .progress import progress_bar
 
 __all__ = ["restore"]
@@ -165,6 +166,7 @@ def restore(
         raise FlowmendError(f"Unknown precision '{precision}': choose float32 or bfloat16.")
     if memory not in ("autograd", "reversible"):
         raise FlowmendError(f"Unknown memory '{memory}': choose autograd or reversible.")
+    check_folders(inputs)
     items = find_items(inputs, out, reference)
     if any(item.output == out / "report.png" for item in items):
         raise FlowmendError("An input called report.png would lie under the report: rename it.")
@@ -181,6 +183,8 @@ def restore(
         "pattern": pattern,
     }
     level = task_noise(task, **described)
+    for folder, difference in differences(items, task, level, described):
+        warn(str(folder), difference)
     prior = usual_prior(items, task, described, method) if prior is None else prior
     weights = load_prior(prior, target)
     if isinstance(weights, FlowPrior) and weights.config.patches:
