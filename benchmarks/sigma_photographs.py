@@ -3,10 +3,10 @@
     python benchmarks/sigma_photographs.py bsds/test/cbsd68
 
 measures pictures (every fourth from the third on, their middles: the thresholds were chosen on
-those from the first on) with noise of known level, 8-bit, and lets `picture_sigma` find it;
-denoises them at the level it found and at the true one; and does the first with noisy pictures
-that went through a JPEG file. Results go to benchmarks/results/sigma_photographs.md and .json. No
-number is typed by hand.
+those from the first on) with noise of known level, 8-bit, and lets `noise_level` find it, as
+`restore` does, and what it builds upon; denoises and demosaics them at the levels found and at the
+true one; and does the first with noisy pictures that went through a JPEG file. Results go to
+benchmarks/results/sigma_photographs.md and .json. No number is typed by hand.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from torch import Tensor
 
 import flowmend as fm
 from flowmend.data import load_photographs, middle_crop
+from flowmend.noise_level import noise_level
 from flowmend.picture_sigma import differences_sigma, picture_sigma
 from flowmend.pixels import from_bytes, round_to_bytes, to_bytes
 from flowmend.provenance import provenance, told
@@ -36,7 +37,8 @@ TASKS: dict[str, tuple[str, dict]] = {
     "upscale x2": ("upscale", {"scale": 2}),
 }
 QUALITIES = (95, 85, 70)
-KINDS = {"picture": picture_sigma, "differences": differences_sigma}
+KINDS = ("used", "picture", "differences")
+RESTORED = {"denoise": "denoised", "demosaic": "demosaiced"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,13 +51,13 @@ def jpeg(y: Tensor, quality: int) -> Tensor:
     return from_bytes(torch.from_numpy(read).permute(2, 0, 1)[None])
 
 
-def estimates(task: fm.tasks.Task, y: Tensor) -> dict[str, float]:
+def estimates(task: fm.tasks.Task, y: Tensor, prior: fm.Prior) -> dict[str, float]:
     """What every estimate says of one measurement."""
-    offset = task.offset_like(y)
-    limits = task.limits(y)
+    moved, operator, limits = y - task.offset_like(y), task.operator, task.limits(y)
     return {
-        kind: float(estimate(y - offset, task.operator, limits)[0])
-        for kind, estimate in KINDS.items()
+        "used": float(noise_level(moved, operator, prior, None, limits)),
+        "picture": float(picture_sigma(moved, operator, limits)),
+        "differences": float(differences_sigma(moved, operator, limits)),
     }
 
 
@@ -65,7 +67,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": float(found.quantile(0.5)), "q90": float(found.quantile(0.9))}
 
 
-def found_levels(pictures: list[Tensor], seed: int) -> list[dict]:
+def found_levels(pictures: list[Tensor], prior: fm.Prior, seed: int) -> list[dict]:
     """A record for every task and level: errors, or at level 0 the estimates themselves."""
     records = []
     for title, (name, options) in TASKS.items():
@@ -74,7 +76,7 @@ def found_levels(pictures: list[Tensor], seed: int) -> list[dict]:
             for x in pictures:
                 task = fm.make_task(name, tuple(x.shape[1:]), sigma=sigma, **options)
                 y = round_to_bytes(task.measure(x, torch.Generator().manual_seed(seed)))
-                for kind, found in estimates(task, y).items():
+                for kind, found in estimates(task, y, prior).items():
                     values[kind].append(abs(found / sigma - 1.0) if sigma else found)
             record = {"task": title, "sigma": sigma}
             records.append(record | {kind: spread(values[kind]) for kind in KINDS})
@@ -83,24 +85,24 @@ def found_levels(pictures: list[Tensor], seed: int) -> list[dict]:
 
 
 def restored(pictures: list[Tensor], prior: fm.Prior, seed: int) -> list[dict]:
-    """Mean PSNR of denoised pictures for every level: at the true one, and at those found."""
+    """Mean PSNR of restored pictures for every level: at the true one, and at those found."""
     records = []
-    for sigma in LEVELS:
+    for name, sigma in ((name, sigma) for name in RESTORED for sigma in LEVELS):
         values: dict[str, list[float]] = {kind: [] for kind in ("known", *KINDS)}
         for x in pictures:
             shape = tuple(x.shape[1:])
-            task = fm.make_task("denoise", shape, sigma=sigma)
+            task = fm.make_task(name, shape, sigma=sigma)
             y = round_to_bytes(task.measure(x, torch.Generator().manual_seed(seed)))
-            for kind, level in ({"known": sigma} | estimates(task, y)).items():
-                at_level = fm.make_task("denoise", shape, sigma=level)
-                found = fm.restore(y, at_level, prior.at_shape(shape))
-                values[kind] += fm.psnr(round_to_bytes(found.x), x)
-        records.append({"sigma": sigma} | {kind: mean_or_none(values[kind]) for kind in values})
+            for kind, level in ({"known": sigma} | estimates(task, y, prior)).items():
+                found = fm.restore(y, task.with_sigma(level), prior.at_shape(shape))
+                values[kind] += fm.psnr(found.x, x)
+        means = {kind: mean_or_none(values[kind]) for kind in values}
+        records.append({"task": name, "sigma": sigma} | means)
         print(records[-1], flush=True)
     return records
 
 
-def after_jpeg(pictures: list[Tensor], seed: int) -> list[dict]:
+def after_jpeg(pictures: list[Tensor], prior: fm.Prior, seed: int) -> list[dict]:
     """For every quality and level, what was found as a share of what was added."""
     records = []
     for quality in QUALITIES:
@@ -109,7 +111,7 @@ def after_jpeg(pictures: list[Tensor], seed: int) -> list[dict]:
             for x in pictures:
                 task = fm.make_task("denoise", tuple(x.shape[1:]), sigma=sigma)
                 y = jpeg(task.measure(x, torch.Generator().manual_seed(seed)), quality)
-                for kind, found in estimates(task, y).items():
+                for kind, found in estimates(task, y, prior).items():
                     values[kind].append(found / sigma)
             record = {"quality": quality, "sigma": sigma}
             records.append(record | {kind: spread(values[kind])["median"] for kind in KINDS})
@@ -131,8 +133,10 @@ def page(values: dict) -> str:
         "there is no noise.",
     ]
     titles = {
-        "picture": "`picture_sigma`, by the covariance of patches or by calm parts: what is used",
-        "differences": "`differences_sigma`, by the finest differences: what it falls back to",
+        "used": f"`noise_level`: what is used, with `{values['prior']}`, of grey and mosaics",
+        "picture": "`picture_sigma`, by the covariance of patches or by calm parts: what it "
+        "corrects there, and takes elsewhere",
+        "differences": "`differences_sigma`, by the finest differences: what that falls back to",
     }
     for kind, title in titles.items():
         lines += ["", f"## {title}", "", "| " + " | ".join(heads) + " |", "|---" * 8 + "|"]
@@ -141,25 +145,26 @@ def page(values: dict) -> str:
             row = [f"{100 * cells[s]['median']:.1f} / {100 * cells[s]['q90']:.1f}" for s in LEVELS]
             row.append(f"{cells[0]['median']:.4f} / {cells[0]['q90']:.4f}")
             lines.append(f"| {name} | " + " | ".join(row) + " |")
-    lines += [
-        "",
-        f"## What the errors cost: denoised by `{values['prior']}`, mean PSNR in dB",
-        "",
-        "| σ | known | found | found by differences |",
-        "|---|---:|---:|---:|",
-    ]
-    for record in values["restored"]:
-        known = record["known"]
-        cells = [f"{known:.2f}"]
-        cells += [f"{record[kind]:.2f} ({record[kind] - known:+.2f})" for kind in KINDS]
-        lines.append(f"| {record['sigma']} | " + " | ".join(cells) + " |")
+    for name, done in RESTORED.items():
+        lines += [
+            "",
+            f"## What the errors cost: {done} by `{values['prior']}`, mean PSNR in dB",
+            "",
+            "| σ | known | found | by patches or calm parts | by differences |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for record in (record for record in values["restored"] if record["task"] == name):
+            known = record["known"]
+            cells = [f"{known:.2f}"]
+            cells += [f"{record[kind]:.2f} ({record[kind] - known:+.2f})" for kind in KINDS]
+            lines.append(f"| {record['sigma']} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "## Noisy pictures from a JPEG file with halved colours: what is found of the σ that was "
         "added before, median",
         "",
-        "| quality | σ | found | by differences |",
-        "|---|---|---:|---:|",
+        "| quality | σ | found | by patches or calm parts | by differences |",
+        "|---|---|---:|---:|---:|",
     ]
     for record in values["jpeg"]:
         cells = " | ".join(f"{record[kind]:.2f}" for kind in KINDS)
@@ -202,9 +207,9 @@ def main() -> None:
         "seed": arguments.seed,
         "prior": Path(arguments.prior).stem,
         "prior_sha256": sha256_of(find_weights(arguments.prior)),
-        "levels": found_levels(pictures, arguments.seed),
+        "levels": found_levels(pictures, prior, arguments.seed),
         "restored": restored(middles(arguments.denoise_side), prior, arguments.seed),
-        "jpeg": after_jpeg(pictures, arguments.seed),
+        "jpeg": after_jpeg(pictures, prior, arguments.seed),
         "made_with": provenance(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .continuous import ContinuousPrior
 from .errors import FlowmendError
+from .noise_level import noise_level
 from .operators import Blur, OfGrey
 from .patches import PatchPrior
 from .restoration import restore
-from .sigma import estimate_sigma
 from .solution import Solution
 from .tasks import TASKS, Task, make_task, task_shape
 from .tiles import Canvas, spans
@@ -89,7 +89,7 @@ def restore_photograph(
         raise FlowmendError(f"Photographs are restored one at a time, not {len(y)}.")
     if task.noise is None:
         moved = y - task.offset_like(y)
-        sigma = estimate_sigma(moved, task.operator, None, limits=task.limits(y))
+        sigma = noise_level(moved, task.operator, prior, None, task.limits(y))
         task = task.with_sigma(float(sigma))
     overlap = OVERLAP + 2 * task.operator.reach
     side = max(tile, 2 * overlap)

@@ -9,11 +9,11 @@ from torch.nn import functional
 from .continuous import ContinuousPrior
 from .methods import default_settings, find_method
 from .noise import Gaussian, GaussianMap, SaltAndPepper, known_pixels
+from .noise_level import noise_level
 from .operators import LinearOperator
 from .patches import PatchPrior
 from .pixels import quantisation_sigma
 from .prior import GaussianPrior, Prior
-from .sigma import estimate_sigma
 from .solution import Solution
 from .solver import Progress, default_method, solve
 from .tasks import Task
@@ -122,7 +122,7 @@ def restore(
     if task.noise is None:
         gaussian = getattr(prior, "gaussian", None)
         gaussian = gaussian if isinstance(gaussian, GaussianPrior) else None
-        sigma = estimate_sigma(moved, task.operator, gaussian, limits=limits)
+        sigma = noise_level(moved, task.operator, prior, gaussian, limits)
         return _at_levels(moved, task, prior, sigma, options)
     if isinstance(task.noise, Gaussian):
         return solve(moved, task.operator, prior, sigma=task.sigma, **options)

@@ -66,7 +66,7 @@ LAYERS = (
     ("methods", "training", "hints", "matching_loss"),
     ("inference", "train", "flowmatching"),
     ("solver",),
-    ("tasks",),
+    ("tasks", "noise_level"),
     ("restoration",),
     ("batch", "paper", "photographs"),
     ("album",),
