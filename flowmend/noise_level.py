@@ -45,9 +45,10 @@ ROOM = 2.0
 """Standard deviations of the noise by which what counts keeps away from the limits."""
 FEWEST = 0.25
 """Least share of the values that count."""
-STEPS, ROUNDS, SETTLED = 6, 4, 0.9
+STEPS, ROUNDS, SETTLED, CAUTION = 6, 4, 0.9, 2.0
 """Evaluations that the colours of a mosaic take, how often they are found again once the noise is
-known better, and the ratio of two levels from which on that is needless."""
+known better, the ratio of two levels from which on that is needless, and as of how many times the
+noise they are found: of less they would take some of it along. Chosen on training photographs."""
 
 
 def noise_level(
@@ -201,7 +202,8 @@ def _corrected(part: _Part, prior: ContinuousPrior, first: float) -> float:
     limited = None if part.limits is None else room
     for _ in range(ROUNDS if mosaic else 1):
         if mosaic:
-            x = solve(y, part.operator, local, method="splitting", sigma=level, steps=STEPS).x
+            sigma = min(first, CAUTION * level)
+            x = solve(y, part.operator, local, method="splitting", sigma=sigma, steps=STEPS).x
             colours = part.operator.A(x - x.mean(1, keepdim=True))
         found = likeliest_level(y - colours, denoise, level, limited)
         if found is None or found > SETTLED * level:
