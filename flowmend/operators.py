@@ -294,7 +294,8 @@ class Sense(LinearOperator):
         seed: Seed of the matrix, which is the same on every machine.
 
     Raises:
-        FlowmendError: If m is not between 1 and the number of values of an image.
+        FlowmendError: If m is not between 1 and the number of values of an image, or the memory
+            does not hold the matrix.
     """
 
     def __init__(self, shape: tuple[int, int, int], measurements: int, seed: int = 0) -> None:
@@ -305,7 +306,14 @@ class Sense(LinearOperator):
                 f"The number of measurements must be between 1 and {size}, not {measurements}."
             )
         generator = torch.Generator().manual_seed(seed)
-        matrix = torch.randn(measurements, size, generator=generator, dtype=torch.float64)
+        try:
+            matrix = torch.randn(measurements, size, generator=generator, dtype=torch.float64)
+        except (MemoryError, RuntimeError) as error:
+            raise FlowmendError(
+                f"The matrix of {measurements} random measurements of {size} values takes "
+                f"{8e-9 * measurements * size:,.0f} GB, more than the memory holds: take smaller "
+                "images or fewer measurements."
+            ) from error
         self.matrix = (matrix / math.sqrt(measurements)).float()
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802

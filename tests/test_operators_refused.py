@@ -36,6 +36,7 @@ REFUSED = {
     "filter and a scale that is none": (lambda: Decimate(SHAPE, 3, torch.ones(3, 3)), "divide"),
     "no measurements": (lambda: Sense(SHAPE, 0), "between 1 and 288"),
     "more measurements than values": (lambda: Sense(SHAPE, SIZE + 1), "between 1 and 288"),
+    "a matrix too large": (lambda: Sense((3, 4000, 4000), 10**7), "takes 3,840,000 GB"),
 }
 
 
