@@ -172,7 +172,9 @@ def _calmest(y: Tensor, operator: LinearOperator, limits: Limits | None) -> _Par
             difference = difference[..., apart:] - difference[..., :-apart]
             whole = out[..., apart:, :] + out[..., :-apart, :]
             whole = (whole[..., apart:] + whole[..., :-apart] == 0.0).to(y)
-            energy = float((difference.square() * whole).sum() / whole.sum().clamp_min(1.0))
+            if not bool(whole.any()):
+                continue
+            energy = float((difference.square() * whole).sum() / whole.sum())
             if energy < least:
                 best, least = (rows, columns), energy
     window = None if best is None else operator.window(*best)

@@ -159,7 +159,7 @@ def test_the_picture_is_left_alone_and_chance_too(natural):
 
 
 @pytest.mark.parametrize(
-    "case", ["coloured", "hidden", "coupling", "gaussian", "small", "clipped"]
+    "case", ["coloured", "hidden", "coupling", "gaussian", "small", "clipped", "chequered"]
 )
 def test_elsewhere_it_is_the_first_estimate(case, natural, monkeypatch):
     def never(*arguments):
@@ -184,5 +184,9 @@ def test_elsewhere_it_is_the_first_estimate(case, natural, monkeypatch):
     elif case == "clipped":
         shape, prior, limits = (3, 40, 40), natural, (0.0, 1.0)
         operator, y = Grey(shape), torch.randn(1, 1, 40, 40, generator=seeded()).sign() / 2 + 0.5
+    elif case == "chequered":
+        shape, prior, limits = (3, 40, 40), natural, (0.0, 1.0)
+        operator, y = Grey(shape), torch.rand(1, 1, 40, 40, generator=seeded())
+        y[..., ::2, ::2] = y[..., 1::2, 1::2] = 0.0
     found = noise_level(y, operator, prior, gaussian, limits)
     assert torch.equal(found, estimate_sigma(y, operator, gaussian, limits=limits))
